@@ -1,0 +1,260 @@
+"""Writes a synthetic AVE: all eleven published files, with features made up so that only hearing and seeing tells an event.
+
+    python data/synthetic.py --output_dir data/synthetic
+    python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR    # real labels and splits
+
+A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a look (one of
+visual channels); each video shows its own variant of both.
+
+- Event segment: the sound of c, and the look of c in a few neighbouring cells that drift slowly over the map.
+- Background segment: either the sound of c without its look, or its look without its sound, or neither. Where the
+  sound of c is missing, another category sounds.
+- Every segment: the rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise,
+  which is what --difficulty raises. Sound and look are faint in some of the segments.
+
+So neither a sound nor a look alone tells an event. Background videos (for weak training) show the look of one category
+and hold the sounds of others.
+
+Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the event's look stands.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.prepare_labels import label_files, write_h5  # noqa: E402
+from dataset import (AVE_FILES, AVE_LABELS, SPLITS, Annotation, DataError, find_files, label_names,  # noqa: E402
+                     read_annotations)
+from utils import OptionParser, UserError, add_overwrite_option, number, refuse_to_overwrite, run_script  # noqa: E402
+
+# Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
+SHARE_OF_FULL_VIDEOS = 0.664
+
+CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a category's sound or look is made of
+LOOK_GAIN = 2.5                    # strength of a look beside a sound's
+TEXTURES = 8                       # kinds of clutter in each video ...
+CLUTTER_GAIN = 0.5                 # ... and their strength beside a sound's
+VISUAL_NOISE = 0.5                 # standard deviation of the noise in the map beside that of the noise in the sound
+FAINT = 0.3                        # gain of a faint sound or look ...
+SHARE_OF_FAINT = 0.3               # ... and the share of segments in which it is faint
+PASSING = 0.5                      # share of the segments with a passing sound of another category, and of those with a look
+
+
+class Plot(NamedTuple):
+    """What happens in the T segments of a video."""
+    sound: np.ndarray          # [T] category that is heard, -1 for none
+    category: int              # category of the look
+    seen: np.ndarray           # [T] bool: where that look is there
+
+
+class World:
+    """Sounds and looks of all categories, and videos made of them; a pure function of its arguments and the seed."""
+
+    def __init__(self, seed, categories, segments, audio_dim, map_size, visual_dim, difficulty):
+        self.seed, self.categories, self.segments, self.map_size = seed, categories, segments, map_size
+        self.noise = 0.4 + 1.2 * difficulty
+        self.look_size = max(1, map_size // 3)
+        generator = np.random.default_rng([seed, 0])
+        self.sounds = self._patterns(generator, categories, audio_dim)
+        self.looks = self._patterns(generator, categories, visual_dim)
+
+    def _patterns(self, generator, number, channels):
+        """[number, channels]: each with its own sparse set of strong channels."""
+        chosen = generator.random((number, channels)) < CHANNELS_OF_A_PATTERN
+        return (chosen * generator.uniform(1, 2, chosen.shape)).astype(np.float32)
+
+    def video(self, kind, row, category=None, event=None):
+        """(audio [T, Da], visual [T, h, w, Dv], true cells [T, h, w]) of one video, float32.
+
+        kind: 1 for a video with the event of `category` in the segments where `event` [T] is true; 2 for a background
+        video. Each (kind, row) draws from a generator of its own, so a video does not depend on those before it.
+        """
+        generator = np.random.default_rng([self.seed, kind, row])
+        plot = self._event_plot(generator, category, event) if kind == 1 else self._background_plot(generator)
+        cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
+        for t, (top, left) in enumerate(self._drift(generator)):
+            cells[t, top:top + self.look_size, left:left + self.look_size] = plot.seen[t]
+        return self._render_audio(generator, plot), self._render_visual(generator, plot, cells), cells
+
+    def _event_plot(self, generator, category, event):
+        kind_of_background = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
+        heard = event | (kind_of_background == 0)
+        return Plot(np.where(heard, category, self._other_sounds(generator, category)), category,
+                    seen=event | (kind_of_background == 1))
+
+    def _background_plot(self, generator):
+        category = generator.integers(self.categories)
+        return Plot(self._other_sounds(generator, category), category, seen=np.ones(self.segments, bool))
+
+    def _other_sounds(self, generator, category):
+        """[T] categories other than this; -1, silence, where there is no other."""
+        others = np.delete(np.arange(self.categories), category)
+        return generator.choice(others if len(others) else [-1], self.segments)
+
+    def _drift(self, generator):
+        """[T, 2] corners: one cell aside now and then."""
+        steps = generator.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=(self.segments, 2))
+        steps[0] = generator.integers(self.map_size - self.look_size + 1, size=2)
+        return np.clip(np.cumsum(steps, axis=0), 0, self.map_size - self.look_size)
+
+    def _variant(self, generator, pattern):
+        """A video's own variant of a pattern: a third of its channels are missing, the rest differ in strength."""
+        return pattern * (generator.random(pattern.shape) > 1 / 3) * generator.uniform(0.5, 1.5, pattern.shape)
+
+    def _gains(self, generator):
+        return np.where(generator.random(self.segments) < SHARE_OF_FAINT, FAINT, 1).astype(np.float32)
+
+    def _render_audio(self, generator, plot):
+        audio = self.noise * generator.standard_normal((self.segments, self.sounds.shape[1]), np.float32)
+        gains = self._gains(generator)
+        for category in np.unique(plot.sound[plot.sound >= 0]):
+            variant = self._variant(generator, self.sounds[category])
+            audio += (gains * (plot.sound == category))[:, None] * variant
+        for t in np.flatnonzero(generator.random(self.segments) < PASSING):
+            audio[t] += self._variant(generator, self.sounds[generator.integers(self.categories)])
+        return np.maximum(audio - 0.3, 0)
+
+    def _render_visual(self, generator, plot, cells):
+        visual = VISUAL_NOISE * self.noise * generator.standard_normal((*cells.shape, self.looks.shape[1]), np.float32)
+        textures = CLUTTER_GAIN * self._patterns(generator, TEXTURES, self.looks.shape[1])
+        visual += textures[generator.integers(TEXTURES, size=cells.shape[1:])]
+        for t in np.flatnonzero(generator.random(self.segments) < PASSING):
+            top, left = generator.integers(self.map_size - self.look_size + 1, size=2)
+            passing = self._variant(generator, self.looks[generator.integers(self.categories)]).astype(np.float32)
+            visual[t, top:top + self.look_size, left:left + self.look_size] += LOOK_GAIN * passing
+        look = LOOK_GAIN * self._variant(generator, self.looks[plot.category]).astype(np.float32)
+        segment = np.nonzero(cells)[0]
+        visual[cells] += self._gains(generator)[segment, None] * look
+        return np.maximum(visual - 0.3, 0, out=visual)
+
+
+def own_annotations(generator, videos, categories, segments):
+    """Annotations with AVE's statistics, sorted by category as AVE's are."""
+    names = AVE_LABELS[:-1] if categories == len(AVE_LABELS) - 1 else [f"category {i}" for i in range(categories)]
+    annotations = []
+    for row in range(videos):
+        full = segments == 1 or generator.random() < SHARE_OF_FULL_VIDEOS
+        length = segments if full else int(generator.integers(1, segments))
+        start = int(generator.integers(0, segments - length + 1))
+        category = row * categories // videos if videos >= categories else row
+        annotations.append(Annotation(names[category], f"synthetic{row:05d}", "good", start, start + length))
+    return annotations
+
+
+def own_orders(generator, sizes):
+    """{split: rows}: a random part of the videos each, in the order of the rows."""
+    parts = np.array_split(generator.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    return {split: np.sort(part) for split, part in zip(SPLITS, parts)}
+
+
+def read_orders(folder):
+    """{split: rows} of published order files."""
+    names = {split: f"order_{split}" for split in SPLITS}
+    files = find_files(folder, names.values())
+    orders = {}
+    for split, name in names.items():
+        with h5py.File(files[name]) as file:
+            orders[split] = file[AVE_FILES[name].key][:]
+    return orders
+
+
+def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells):
+    """Streams videos to audio_feature{suffix}.h5, visual_feature{suffix}.h5 and, with_cells, true_cells.h5.
+
+    A file has its name only once it is whole. make_video(row) -> audio, visual, cells.
+    """
+    segments, audio_dim, map_size, visual_dim = sizes
+    wanted = {f"audio_feature{suffix}.h5": ((videos, segments, audio_dim), dtype),
+              f"visual_feature{suffix}.h5": ((videos, segments, map_size, map_size, visual_dim), dtype)}
+    if with_cells:
+        wanted["true_cells.h5"] = ((videos, segments, map_size, map_size), "uint8")
+    partial = {name: folder / f"{name}.partial" for name in wanted}
+    try:
+        files = {name: h5py.File(path, "w") for name, path in partial.items()}
+        outputs = [file.create_dataset("avadataset", *wanted[name]) for name, file in files.items()]
+        for row in tqdm(range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video"):
+            for output, value in zip(outputs, make_video(row)):
+                output[row] = value
+        for name, file in files.items():
+            file.close()
+            os.replace(partial[name], folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def options():
+    parser = OptionParser(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--difficulty", type=number(float, 0, 1), default=0.5,
+                        help="0: hardly any noise, 1: hardly anything but noise (default: %(default)s)")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="(default: %(default)s)")
+    for split, videos in zip((*SPLITS, "background"), (400, 100, 100, 24)):
+        parser.add_argument(f"--{split}", type=number(int, 1 if split != "background" else 0), default=videos, metavar="N",
+                            help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
+                                 "default: %(default)s)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
+    parser.add_argument("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
+    parser.add_argument("--categories", type=number(int, 1), default=28, help="(default: %(default)s)")
+    parser.add_argument("--segments", type=number(int, 1), default=10, help="(default: %(default)s)")
+    parser.add_argument("--audio_dim", type=number(int, 1), default=128, help="(default: %(default)s)")
+    parser.add_argument("--map_size", type=number(int, 1), default=7, help="height and width of the map (default: %(default)s)")
+    parser.add_argument("--visual_dim", type=number(int, 1), default=512, help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
+                        help="of the features; the published ones are (default: %(default)s)")
+    add_overwrite_option(parser)
+    args = parser.parse_args()
+    if (args.annotations is None) != (args.orders is None):
+        parser.error("--annotations and --orders go together")
+    return args
+
+
+def main():
+    args = options()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    names = [file.names[0] for file in AVE_FILES.values()] + ["Annotations.txt", "true_cells.h5"]
+    refuse_to_overwrite([args.output_dir / name for name in names], args.overwrite)
+
+    if args.annotations:
+        annotations, orders = read_annotations(args.annotations), read_orders(args.orders)
+        for split, rows in orders.items():
+            if rows.max(initial=-1) >= len(annotations):
+                raise UserError(f"{args.orders}: the {split} split names video row {rows.max()}, but {args.annotations} "
+                                f"has {len(annotations)} lines")
+    else:
+        generator = np.random.default_rng([args.seed, 3])
+        sizes = [args.train, args.val, args.test]
+        annotations = own_annotations(generator, sum(sizes), args.categories, args.segments)
+        orders = own_orders(generator, sizes)
+
+    labels = label_files(annotations, args.segments, args.background)
+    one_hot, category = labels["right_labels.h5"], labels["mil_labels.h5"].argmax(axis=-1)
+    event = one_hot[:, :, -1] == 0
+    for name, array in labels.items():
+        write_h5(args.output_dir / name, array)
+    for split, rows in orders.items():
+        write_h5(args.output_dir / f"{split}_order.h5", rows, "order")
+    (args.output_dir / "Annotations.txt").write_text(
+        "".join("&".join(map(str, annotation)) + "\n" for annotation in annotations))
+
+    world = World(args.seed, one_hot.shape[-1] - 1, args.segments, args.audio_dim, args.map_size, args.visual_dim,
+                  args.difficulty)
+    shape = (args.segments, args.audio_dim, args.map_size, args.visual_dim)
+    write_features(args.output_dir, "", len(annotations), lambda row: world.video(1, row, category[row], event[row]),
+                   shape, args.dtype, with_cells=True)
+    write_features(args.output_dir, "_noisy", args.background, lambda row: world.video(2, row), shape, args.dtype,
+                   with_cells=False)
+
+    print(f"{args.output_dir}: {len(annotations)} videos ({', '.join(f'{split} {len(rows)}' for split, rows in orders.items())}) "
+          f"and {args.background} background videos; {100 * event.mean():.1f} % event segments, "
+          f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,345 @@
+"""The AVE dataset as published: HDF5 features and labels, one `AVEDataset` for each split of either setting.
+
+    files = find_files("data", required_files(["train"]))
+    train = AVEDataset(files, "train")
+    train[0]["visual"]        # [T, h, w, Dv] float32 of one video
+    train[[3, 1, 2]]          # a batch of three, each value with a leading batch axis
+
+Nothing here is tied to one network, nor to the sizes of AVE: videos, segments, map size, feature widths and the number
+of labels are read from the files. The last label is background.
+"""
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+SPLITS = ("train", "val", "test")
+
+# Names of the labels of AVE, in the order of its label files.
+AVE_LABELS = (
+    "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
+    "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
+    "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
+    "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin", "background")
+
+_AVE_ECCV18 = "https://github.com/YapengTian/AVE-ECCV18"
+_PSP_FILES = "https://drive.google.com/drive/folders/1q8GYBqfkyDDAnVMClrMTXR9YzH9UPcSM"
+
+
+class DataError(Exception):
+    """A data file is missing, broken, or does not fit the others; the text says which, what and what to do."""
+
+
+class AVEFile(NamedTuple):
+    """One of the published files."""
+    names: tuple   # file names it is known by, the preferred one first
+    what: str      # what it holds, for a person
+    source: str    # where it comes from
+    key: str = "avadataset"   # its HDF5 dataset
+
+
+AVE_FILES = {
+    "audio": AVEFile(("audio_feature.h5",), "audio features [videos, segments, width]", _AVE_ECCV18),
+    "visual": AVEFile(("visual_feature.h5",), "visual feature maps [videos, segments, height, width, channels]", _AVE_ECCV18),
+    "labels": AVEFile(("right_labels.h5", "right_label.h5"), "one-hot segment labels [videos, segments, labels]", _PSP_FILES),
+    "video_labels": AVEFile(("mil_labels.h5",), "one-hot event category of each video [videos, labels]", _PSP_FILES),
+    "label_share": AVEFile(("prob_label.h5",), "share of each label in each video [videos, labels]", _PSP_FILES),
+    "audio_bg": AVEFile(("audio_feature_noisy.h5",), "audio features of the background videos", _AVE_ECCV18),
+    "visual_bg": AVEFile(("visual_feature_noisy.h5",), "visual feature maps of the background videos", _AVE_ECCV18),
+    "labels_bg": AVEFile(("labels_noisy.h5",), "one-hot label of the background videos [videos, labels]", _PSP_FILES),
+    "order_train": AVEFile(("train_order.h5",), "rows of the training videos", _PSP_FILES, "order"),
+    "order_val": AVEFile(("val_order.h5",), "rows of the validation videos", _PSP_FILES, "order"),
+    "order_test": AVEFile(("test_order.h5",), "rows of the test videos", _PSP_FILES, "order"),
+}
+
+
+def required_files(splits, weak_training=False):
+    """Names (of `AVE_FILES`) of the files that these splits are read from; weak training needs five more."""
+    names = ["audio", "visual", "labels", *(f"order_{split}" for split in splits)]
+    return names + (["video_labels", "label_share", "audio_bg", "visual_bg", "labels_bg"] if weak_training else [])
+
+
+def find_files(data_dir, names, given=None):
+    """Path of each named file: `given[name]` where that is set, else a published file name in `data_dir`.
+
+    Raises DataError with one message for all that are missing: what each is and where it comes from.
+    """
+    given = {name: Path(path) for name, path in (given or {}).items() if path is not None}
+    found, missing = {}, []
+    for name in names:
+        wanted = AVE_FILES[name]
+        candidates = [given[name]] if name in given else [Path(data_dir) / file_name for file_name in wanted.names]
+        found[name] = next((path for path in candidates if path.is_file()), None)
+        if found[name] is None:
+            where = " or ".join(map(str, candidates))
+            problem = "is a folder, not a file" if candidates[0].is_dir() else wanted.what
+            missing.append(f"  {where}: {problem}\n      from {wanted.source}")
+    if missing:
+        raise DataError("\n".join([
+            f"{len(missing)} data file{'s' * (len(missing) > 1)} not found:", *missing,
+            "Put them there, or name another folder with --data_dir.",
+            "No features at hand? `python data/synthetic.py --output_dir data/synthetic` writes a synthetic set of all "
+            "files;\nthen use `--data_dir data/synthetic`."]))
+    return found
+
+
+class Sizes(NamedTuple):
+    """Sizes of the data; the letters are those of psp_model.py."""
+    videos: int        # rows of the files, all splits together
+    segments: int      # T
+    audio_dim: int     # Da
+    map_size: tuple    # (h, w)
+    visual_dim: int    # Dv
+    labels: int        # C, background included
+
+    @property
+    def background(self):
+        """Index of the background label: the last."""
+        return self.labels - 1
+
+
+class AVEDataset(Dataset):
+    """The videos of one split, held in main memory as float32 (each file is read once, when the dataset is made).
+
+    `dataset[i]` is a dict of tensors; with a list or tensor of positions, each has a leading batch axis B:
+
+        audio   [T, Da] float32          visual [T, h, w, Dv] float32
+        labels  [T] int64: label of each segment, the last one is background
+        video   int64: the video's row in the files (background videos count on behind the last row)
+        label_share  [C] float32, with weak=True: share of each label in the video (prob_label.h5)
+        video_label  int64, with weak=True: event category of the video (mil_labels.h5)
+
+    files: path of each file by its name in `AVE_FILES`, see `find_files`.
+    split: 'train', 'val' or 'test'.
+    weak: adds the video-level labels and, behind the videos of the split, the background videos.
+
+    Raises DataError for a file that cannot be read, shapes that disagree, labels that are not one-hot, an order with
+    no video or with a row that does not exist, and features that are NaN or infinite.
+    """
+
+    def __init__(self, files, split, weak=False):
+        self.split = split
+        self.weak = weak
+        self.sizes = read_sizes(files)
+        self.video = read_order(files, f"order_{split}", self.sizes.videos)
+        self.labels = read_one_hot(files, "labels")[self.video]
+        features = {"audio": [("audio", self.video)], "visual": [("visual", self.video)]}
+        if weak:
+            background_rows = torch.arange(check_weak_shapes(files, self.sizes))
+            self._read_weak_labels(files, background_rows)
+            features["audio"].append(("audio_bg", background_rows))
+            features["visual"].append(("visual_bg", background_rows))
+        self.audio = _read_features(files, features["audio"])
+        self.visual = _read_features(files, features["visual"])
+
+    def _read_weak_labels(self, files, background_rows):
+        """Video-level labels of the split's videos and, behind them, all labels of the background videos."""
+        background_label = read_one_hot(files, "labels_bg")
+        background_share = torch.nn.functional.one_hot(background_label, self.sizes.labels).float()
+        background_segments = torch.full((len(background_rows), self.sizes.segments), self.sizes.background)
+        self.video_label = torch.cat([read_one_hot(files, "video_labels")[self.video], background_label])
+        self.label_share = torch.cat([read_label_share(files)[self.video], background_share])
+        self.labels = torch.cat([self.labels, background_segments])
+        self.video = torch.cat([self.video, self.sizes.videos + background_rows])
+
+    def __len__(self):
+        return len(self.video)
+
+    def __getitem__(self, index):
+        names = ["audio", "visual", "labels", "video"] + (["label_share", "video_label"] if self.weak else [])
+        return {name: getattr(self, name)[index] for name in names}
+
+
+# ------------------------------------------------------------------------------------------ annotations
+
+class Annotation(NamedTuple):
+    """One line of Annotations.txt: segments start .. end-1 of the video hold the event."""
+    category: str
+    video_id: str      # on YouTube
+    quality: str
+    start: int
+    end: int
+
+
+def read_annotations(path):
+    """The annotations of all videos, a line `category&YouTube id&quality&start&end` each, in the order of the rows.
+
+    Raises DataError, with the line's number, for a line that is not of that form.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({_first_line(error)})") from error
+    annotations = []
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("&")
+        times = [field for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
+        if len(fields) != 5 or not fields[0] or len(times) != 2 or int(fields[3]) > int(fields[4]):
+            raise DataError(f"{path}: line {number} is {line[:80]!r}; expected category&YouTube id&quality&start&end "
+                            "with whole seconds, start not after end")
+        annotations.append(Annotation(*fields[:3], int(fields[3]), int(fields[4])))
+    if not annotations:
+        raise DataError(f"{path}: holds no annotations")
+    return annotations
+
+
+def label_names(annotations=None, labels=len(AVE_LABELS)):
+    """Names of the `labels` labels, background last.
+
+    Those of AVE where the annotations (or, without any, the number of labels) fit them; else the annotations'
+    categories in the order of their first appearance; else numbers.
+    """
+    named = list(dict.fromkeys(annotation.category for annotation in annotations or []))
+    if set(named) <= set(AVE_LABELS) and labels == len(AVE_LABELS):
+        return list(AVE_LABELS)
+    if len(named) != labels - 1:
+        named = [f"category {index}" for index in range(labels - 1)]
+    return [*named, "background"]
+
+
+# ------------------------------------------------------------------------------------- reading the files
+
+@contextmanager
+def open_file(path, name):
+    """The HDF5 dataset of the AVE file `name` at `path`; DataError where it cannot be read."""
+    key = AVE_FILES[name].key
+    try:
+        # A cache that holds one chunk of any reasonable file, so that a chunk is decompressed once.
+        with h5py.File(path, "r", rdcc_nbytes=2**28) as file:
+            if not isinstance(file.get(key), h5py.Dataset):
+                raise DataError(f"{path}: has no HDF5 dataset '{key}' (it has: {', '.join(file) or 'nothing'}); "
+                                f"it should hold {AVE_FILES[name].what}")
+            if file[key].dtype.kind not in "fiu":
+                raise DataError(f"{path}: '{key}' holds {file[key].dtype}, not numbers")
+            yield file[key]
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read as HDF5 ({_first_line(error)}); download or make it again") from error
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _shape(files, name):
+    with open_file(files[name], name) as file:
+        return file.shape
+
+
+def read_sizes(files):
+    """Sizes of the data from its three main files; DataError where their shapes disagree."""
+    for name, axes in (("labels", 3), ("audio", 3), ("visual", 5)):
+        shape = _shape(files, name)
+        if len(shape) != axes or 0 in shape:
+            raise DataError(f"{files[name]}: has shape {shape}; expected {AVE_FILES[name].what}")
+    videos, segments, labels = _shape(files, "labels")
+    audio_dim = _shape(files, "audio")[2]
+    height, width, visual_dim = _shape(files, "visual")[2:]
+    _check_shape(files, "audio", (videos, segments, audio_dim), "labels")
+    _check_shape(files, "visual", (videos, segments, height, width, visual_dim), "labels")
+    if labels < 2:
+        raise DataError(f"{files['labels']}: has {labels} label; at least one category and background are needed")
+    return Sizes(videos, segments, audio_dim, (height, width), visual_dim, labels)
+
+
+def check_weak_shapes(files, sizes):
+    """Number of background videos; DataError where a file of weak training does not fit the others."""
+    extra = _shape(files, "labels_bg")[0]
+    for name in ("video_labels", "label_share"):
+        _check_shape(files, name, (sizes.videos, sizes.labels), "labels")
+    _check_shape(files, "labels_bg", (extra, sizes.labels), "labels")
+    _check_shape(files, "audio_bg", (extra, sizes.segments, sizes.audio_dim), "audio")
+    _check_shape(files, "visual_bg", (extra, sizes.segments, *sizes.map_size, sizes.visual_dim), "visual")
+    return extra
+
+
+def _check_shape(files, name, expected, other):
+    shape = _shape(files, name)
+    if shape != expected:
+        raise DataError(f"{files[name]}: has shape {shape}, but {files[other]} asks for {expected}; "
+                        "the two are not of the same data")
+
+
+def _read_block(path, file, rows):
+    """The rows (a slice) as the file holds them, float64 as float32; DataError where one is NaN or infinite."""
+    block = file[rows]
+    if block.dtype == np.float64:
+        with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite, and is found below
+            block = block.astype(np.float32)
+    if not np.isfinite(block.sum(dtype=np.float64)):      # NaN and infinity both survive a sum: one pass, no copy
+        row, *position = map(int, np.argwhere(~np.isfinite(block))[0])
+        raise DataError(f"{path}: holds NaN or infinite values (first in video row {row + rows.start}, at "
+                        f"{tuple(position)}); extract or download it again")
+    return block
+
+
+def _read_all(files, name):
+    with open_file(files[name], name) as file:
+        return _read_block(files[name], file, slice(0, len(file)))
+
+
+def read_one_hot(files, name):
+    """Label index [...] int64 of one-hot rows [..., C]; DataError where a row is not one-hot."""
+    one_hot = _read_all(files, name)
+    wrong = ~(((one_hot == 0) | (one_hot == 1)).all(axis=-1) & (one_hot.sum(axis=-1) == 1))
+    if wrong.any():
+        raise DataError(f"{files[name]}: labels are not one-hot (first in video row {np.argwhere(wrong)[0][0]}); "
+                        "each must be a single 1 among zeros")
+    return torch.from_numpy(one_hot.argmax(axis=-1))
+
+
+def read_label_share(files):
+    """prob_label.h5 [videos, C] float32; DataError where a row is no share: 0 or more, sum 1."""
+    share = _read_all(files, "label_share")
+    wrong = ~((share >= 0).all(axis=1) & (abs(share.sum(axis=1) - 1) < 1e-3))
+    if wrong.any():
+        raise DataError(f"{files['label_share']}: row {wrong.argmax()} is no share of labels: its values must be "
+                        "0 or more and sum to 1")
+    return torch.from_numpy(share.astype(np.float32))
+
+
+def read_order(files, name, videos):
+    """Video rows [n] int64 of a split; DataError where it is empty or names a row that does not exist."""
+    path = files[name]
+    with open_file(path, name) as file:
+        if len(file.shape) != 1 or file.dtype.kind not in "iu":
+            raise DataError(f"{path}: holds {file.dtype} of shape {file.shape}; expected a list of whole numbers, "
+                            f"the {AVE_FILES[name].what}")
+        order = file[:].astype(np.int64)
+    if len(order) == 0:
+        raise DataError(f"{path}: the split has no videos")
+    wrong = (order < 0) | (order >= videos)
+    if wrong.any():
+        raise DataError(f"{path}: names video row {order[wrong][0]}, but {files['labels']} has rows 0 to {videos - 1}")
+    return torch.from_numpy(order)
+
+
+def _read_features(files, parts):
+    """Features [n, ...] float32 of all parts, each a file's name and the rows wanted of it, in the order of the rows."""
+    shape = _shape(files, parts[0][0])[1:]
+    features = torch.empty(sum(len(rows) for _, rows in parts), *shape)
+    filled = 0
+    for name, rows in parts:
+        with open_file(files[name], name) as file:
+            _read_rows(files[name], file, rows.numpy(), features[filled:filled + len(rows)].numpy())
+        filled += len(rows)
+    return features
+
+
+def _read_rows(path, file, rows, out):
+    """out[i] = file[rows[i]], read in the order in which the rows lie in the file, in blocks of about 64 MB."""
+    in_file_order = np.argsort(rows, kind="stable")
+    gaps = np.flatnonzero(np.diff(rows[in_file_order]) != 1) + 1
+    block_rows = max(1, 2**24 // int(np.prod(file.shape[1:])))
+    with tqdm(total=len(rows), desc=f"reading {path.name}", unit="video", leave=False, delay=1) as bar:
+        for run in np.split(in_file_order, gaps):      # positions whose rows are neighbours in the file
+            for start in range(0, len(run), block_rows):
+                positions = run[start:start + block_rows]
+                first = int(rows[positions[0]])
+                out[positions] = _read_block(path, file, slice(first, first + len(positions)))
+                bar.update(len(positions))

@@ -1,0 +1,56 @@
+"""Trains or evaluates PSP with a label for every segment (fully supervised).
+
+    python fully_supervised_main.py --model_name PSP --threshold=0.099 --train
+    python fully_supervised_main.py --model_name PSP --trained_model_path ./model/PSP_fully.pt
+"""
+import torch
+
+import utils
+from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, PSPNetwork, fully_supervised_loss
+
+LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[60, 120])      # x 0.8 after these epochs
+
+
+def options():
+    parser = utils.main_options(__doc__, "fully")
+    parser.add_argument("--LAMBDA", type=utils.number(float, 0), default=100,
+                        help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
+    utils.add_file_option(parser.data, "--dir_labels", "right_labels.h5", "segment labels")
+    return utils.parse_options(parser)
+
+
+def given_files(args):
+    """Paths that the options give, by the names of dataset.AVE_FILES."""
+    return dict(visual=args.dir_video, audio=args.dir_audio, labels=args.dir_labels,
+                order_train=args.dir_order_train, order_val=args.dir_order_val, order_test=args.dir_order_test)
+
+
+def train(args):
+    device = utils.select_device(args.device)
+    utils.set_seed(args.seed)
+
+    data = utils.read_data(args, given_files(args), ["train", "val", "test"])
+
+    threshold = PAPER_THRESHOLD["fully"] if args.threshold is None else args.threshold
+    network_options = dict(**utils.network_sizes(data["train"].sizes), threshold=threshold, **FULLY_SUPERVISED)
+    network = PSPNetwork(**network_options).to(device)
+
+    def loss_function(output, batch):
+        return fully_supervised_loss(output, batch["labels"], args.LAMBDA)
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **LEARNING_RATE_DECAY)
+
+    utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)
+
+
+def main():
+    args = options()
+    if args.train:
+        train(args)
+    else:
+        utils.evaluate_checkpoint(args, given_files(args), "fully")
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

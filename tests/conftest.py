@@ -1,0 +1,79 @@
+"""Import path, a tiny synthetic data folder, and a way to run the scripts as a user does."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+sys.path[:0] = [str(ROOT), str(TESTS)]
+
+TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 --audio_dim 12 --map_size 3 "
+        "--visual_dim 20 --difficulty 0").split()
+
+
+class Script:
+    """Runs a script of the repository in a process of its own, on one thread."""
+
+    def command(self, name, *options):
+        return [sys.executable, str(ROOT / name), *map(str, options)]
+
+    def environment(self):
+        return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def __call__(self, name, *options, code=0, cwd=None):
+        done = subprocess.run(self.command(name, *options), capture_output=True, text=True, cwd=cwd,
+                              env=self.environment(), timeout=240)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+
+@pytest.fixture(scope="session")
+def script():
+    return Script()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, script):
+    """A synthetic folder of sizes that are nobody's default; not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    script("data/synthetic.py", "--output_dir", folder, *TINY)
+    return folder
+
+
+@pytest.fixture
+def data_folder(tiny_folder, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def main_in_process(monkeypatch, capsys):
+    """Runs a main script in this process: (exit code, stdout, stderr)."""
+    import importlib
+
+    from utils import run_script
+
+    def run(name, *options):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        code = 0
+        try:
+            run_script(importlib.import_module(name.removesuffix(".py")).main)
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_ave():
+    """Folder of the real annotation, label and order files, from the environment variable AVE_DATA."""
+    folder = os.environ.get("AVE_DATA")
+    if not folder:
+        pytest.skip("AVE_DATA names no folder of real AVE files")
+    return Path(folder)

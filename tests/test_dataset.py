@@ -1,0 +1,171 @@
+"""AVEDataset gives what the files hold, whatever their dtype and layout, and refuses what cannot be right."""
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from dataset import AVEDataset, DataError, find_files, read_annotations, required_files
+
+
+def read(path, key="avadataset"):
+    with h5py.File(path) as file:
+        return file[key][:]
+
+
+def rewrite(path, array, key="avadataset", **layout):
+    with h5py.File(path, "w") as file:
+        file.create_dataset(key, data=array, **layout)
+
+
+def load(folder, split="train", weak=False, **given):
+    return AVEDataset(find_files(folder, required_files([split], weak), given), split, weak=weak)
+
+
+def assert_holds_rows(dataset, folder, rows):
+    audio, visual = read(folder / "audio_feature.h5"), read(folder / "visual_feature.h5")
+    labels = read(folder / "right_labels.h5")
+    assert len(dataset) >= len(rows)
+    for position, row in enumerate(rows):
+        item = dataset[position]
+        assert item["video"] == row
+        assert item["audio"].dtype == item["visual"].dtype == torch.float32
+        np.testing.assert_array_equal(item["audio"], audio[row].astype(np.float32))
+        np.testing.assert_array_equal(item["visual"], visual[row].astype(np.float32))
+        assert item["labels"].tolist() == [list(one_hot).index(1) for one_hot in labels[row]]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_item_is_the_row_that_the_order_names(tiny_folder, split):
+    rows = read(tiny_folder / f"{split}_order.h5", "order")
+    dataset = load(tiny_folder, split)
+    assert len(dataset) == len(rows)
+    assert_holds_rows(dataset, tiny_folder, rows)
+
+
+def test_an_order_may_be_shuffled_and_repeat_a_video(data_folder):
+    order = np.array([5, 3, 4, 5, 39, 0, 1, 3])
+    rewrite(data_folder / "train_order.h5", order, "order")
+    assert_holds_rows(load(data_folder), data_folder, order)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("layout", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}],
+                         ids=["contiguous", "chunked", "compressed"])
+def test_any_float_dtype_and_layout(data_folder, dtype, layout):
+    for name in ("audio_feature.h5", "visual_feature.h5"):
+        rewrite(data_folder / name, read(data_folder / name).astype(dtype), **layout)
+    assert_holds_rows(load(data_folder), data_folder, read(data_folder / "train_order.h5", "order"))
+
+
+def test_weak_training_set_has_the_background_videos_behind_the_others(tiny_folder):
+    dataset = load(tiny_folder, weak=True)
+    order = read(tiny_folder / "train_order.h5", "order")
+    share, category = read(tiny_folder / "prob_label.h5"), read(tiny_folder / "mil_labels.h5")
+    assert len(dataset) == 24 + 5
+    assert_holds_rows(dataset, tiny_folder, order)
+    for position, row in enumerate(order):
+        np.testing.assert_array_equal(dataset[position]["label_share"], share[row].astype(np.float32))
+        assert dataset[position]["video_label"] == category[row].argmax()
+    for k in range(5):
+        item = dataset[24 + k]
+        assert item["video"] == 40 + k
+        np.testing.assert_array_equal(item["audio"], read(tiny_folder / "audio_feature_noisy.h5")[k].astype(np.float32))
+        np.testing.assert_array_equal(item["visual"], read(tiny_folder / "visual_feature_noisy.h5")[k].astype(np.float32))
+        assert item["label_share"].tolist() == [0, 0, 0, 0, 1]
+        assert item["video_label"] == 4 and item["labels"].tolist() == [4] * 6
+
+
+def test_a_list_of_positions_is_a_batch(tiny_folder):
+    dataset = load(tiny_folder)
+    batch = dataset[[7, 2]]
+    for name, value in batch.items():
+        assert torch.equal(value, torch.stack([dataset[7][name], dataset[2][name]]))
+
+
+def test_both_names_of_the_label_file_and_paths_of_single_files(data_folder, tmp_path):
+    (data_folder / "right_labels.h5").rename(data_folder / "right_label.h5")
+    elsewhere = tmp_path / "my_sound.h5"
+    (data_folder / "audio_feature.h5").rename(elsewhere)
+    dataset = load(data_folder, audio=elsewhere)
+    np.testing.assert_array_equal(dataset[0]["audio"], read(elsewhere)[dataset[0]["video"]].astype(np.float32))
+
+
+def test_all_missing_files_are_listed_at_once_with_source_and_alternative(tmp_path):
+    with pytest.raises(DataError) as error:
+        load(tmp_path, weak=True)
+    text = str(error.value)
+    for name in required_files(["train"], weak_training=True):
+        assert find_name(name) in text
+    assert "AVE-ECCV18" in text and "drive.google.com" in text and "data/synthetic.py" in text
+
+
+def find_name(name):
+    from dataset import AVE_FILES
+    return AVE_FILES[name].names[0]
+
+
+def change(name, function, key="avadataset"):
+    """A change of one file's array."""
+    def apply(folder):
+        rewrite(folder / name, function(read(folder / name, key)), key)
+    return apply
+
+
+def with_value(array, position, value):
+    array[position] = value
+    return array
+
+
+BROKEN = {
+    "not HDF5": ("visual_feature.h5", lambda folder: (folder / "visual_feature.h5").write_text("no"), "cannot be read"),
+    "truncated": ("visual_feature.h5", lambda folder: truncate(folder / "visual_feature.h5"), "cannot be read"),
+    "wrong key": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.zeros(3), "other"), "avadataset"),
+    "text": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.array([b"a"])), "not numbers"),
+    "wrong axes": ("visual_feature.h5", change("visual_feature.h5", lambda a: a[..., 0]), "shape"),
+    "fewer videos": ("audio_feature.h5", change("audio_feature.h5", lambda a: a[:-1]), "shape"),
+    "fewer segments": ("visual_feature.h5", change("visual_feature.h5", lambda a: a[:, :-1]), "shape"),
+    "row out of range": ("train_order.h5", change("train_order.h5", lambda a: a + 30, "order"), "rows 0 to 39"),
+    "negative row": ("train_order.h5", change("train_order.h5", lambda a: a - 30, "order"), "rows 0 to 39"),
+    "fractional rows": ("train_order.h5", change("train_order.h5", lambda a: a + 0.5, "order"), "whole numbers"),
+    "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
+    "two labels": ("right_labels.h5", change("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
+    "no label": ("right_labels.h5", change("right_labels.h5", lambda a: a * 0), "not one-hot"),
+    "two categories": ("mil_labels.h5", change("mil_labels.h5", lambda a: a + a[:, ::-1]), "not one-hot"),
+    "share over 1": ("prob_label.h5", change("prob_label.h5", lambda a: 2 * a), "sum to 1"),
+    "negative share": ("prob_label.h5", change("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])), "sum to 1"),
+    "share of others": ("prob_label.h5", change("prob_label.h5", lambda a: a[:, :-1]), "shape"),
+    "background map": ("visual_feature_noisy.h5", change("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "shape"),
+    "background count": ("audio_feature_noisy.h5", change("audio_feature_noisy.h5", lambda a: a[:2]), "shape"),
+}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_data_is_refused_by_file_and_reason(data_folder, case):
+    name, apply, reason = BROKEN[case]
+    apply(data_folder)
+    with pytest.raises(DataError, match=reason) as error:
+        load(data_folder, weak=True)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("name", ["audio_feature.h5", "visual_feature.h5"])
+def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, name, value):
+    row = read(data_folder / "train_order.h5", "order")[7]
+    features = read(data_folder / name)
+    features[row, 2, ..., 1] = value
+    rewrite(data_folder / name, features)
+    with pytest.raises(DataError, match=f"{name}.*video row {row},"):
+        load(data_folder)
+
+
+@pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", "Bark&id&good&5&3", "Bark&id&good&-1&3", ""])
+def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
+    path = tmp_path / "Annotations.txt"
+    path.write_text(f"Bark&id0&good&0&10\n{line}\nBark&id2&good&0&10\n")
+    with pytest.raises(DataError, match="line 2 "):
+        read_annotations(path)

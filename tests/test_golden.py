@@ -1,0 +1,111 @@
+"""The networks are the published ones: float64 agreement with numbers that the authors' released code computed.
+
+golden/released.json holds, for each setting, intermediate tensors (wide ones cut to their first 8 channels, and the
+norm of the whole), losses, the gradient norm of each parameter, the losses of 10 Adam steps and the accuracy.
+"""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import psp_model
+from golden import recipe
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "released.json").read_text())
+BACKGROUND = 28
+
+
+def close(actual, expected):
+    actual = actual.detach().numpy() if torch.is_tensor(actual) else np.asarray(actual)
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.linalg.norm(actual - expected) <= 1e-8 * max(np.linalg.norm(expected), 1e-12)
+
+
+class GoldenRun:
+    """One published network with the golden weights, its inputs, and all that its first step computed."""
+
+    def __init__(self, setting):
+        self.setting, self.golden = setting, GOLDEN[setting]
+        options = psp_model.FULLY_SUPERVISED if setting == "fully" else psp_model.WEAKLY_SUPERVISED
+        self.network = psp_model.PSPNetwork(128, 512, (7, 7), 29, threshold=self.golden["threshold"], **options)
+        self.network.double().eval()
+        self.names = {released: psp_model.our_name(released, setting) for released in self.golden["grad_norms"]}
+        shapes = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict({
+            ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, shapes[ours]))
+            for released, ours in self.names.items()}, strict=True)
+
+        audio, visual, labels = recipe.inputs(GOLDEN["seed"], GOLDEN["batch"])
+        self.audio, self.visual, self.labels = map(torch.from_numpy, (audio, visual, labels))
+        self.label_share = torch.nn.functional.one_hot(self.labels, 29).double().mean(dim=1)
+
+        inner = {}
+        for name in ("attention", "lstm_audio", "lstm_visual"):
+            self.network.get_submodule(name).register_forward_hook(
+                lambda module, args, result, name=name: inner.__setitem__(name, result[0]))
+        self.output = self.network(self.audio, self.visual)
+        self.tensors = {
+            "attended_visual": inner["attention"],
+            "audio_lstm": inner["lstm_audio"],
+            "visual_lstm": inner["lstm_visual"],
+            "visual_psp": self.output.psp.visual,
+            "audio_psp": self.output.psp.audio,
+            "fusion": self.output.psp.fusion,
+            "logits": self.output.logits,
+            "scores": self.output.logits,
+            "similarity": self.output.similarity,
+            "video_prob": psp_model.video_probability(self.output.logits),
+        }
+
+    def loss(self, output):
+        if self.setting == "fully":
+            return psp_model.fully_supervised_loss(output, self.labels, LAMBDA=self.golden["lam"])
+        return psp_model.weakly_supervised_loss(output, self.label_share)
+
+
+@pytest.fixture(params=["fully", "weakly"])
+def run(request):
+    return GoldenRun(request.param)
+
+
+def test_every_intermediate_tensor_agrees(run):
+    listed = [name for name in run.golden if name + "_norm" in run.golden]
+    assert len(listed) == {"fully": 8, "weakly": 6}[run.setting]
+    for name in listed:
+        width = np.shape(run.golden[name])[-1]
+        close(run.tensors[name][..., :width], run.golden[name])
+        close(run.tensors[name].norm(), run.golden[name + "_norm"])
+
+
+def test_losses_and_accuracy_agree(run):
+    close(run.loss(run.output), run.golden["loss"])
+    accuracy = (run.output.logits.argmax(-1) == run.labels).double().mean()
+    close(accuracy, run.golden["accuracy"])
+    if run.setting == "fully":
+        target = psp_model.avps_target(run.labels, BACKGROUND, torch.float64)
+        close(psp_model.avps_loss(run.output.similarity, target), run.golden["loss_avps"])
+        close(torch.nn.functional.cross_entropy(run.output.logits.flatten(0, 1), run.labels.flatten()),
+              run.golden["loss_ce"])
+
+
+def test_every_gradient_norm_agrees_and_no_parameter_is_unused(run):
+    run.loss(run.output).backward()
+    gradients = {name: parameter.grad for name, parameter in run.network.named_parameters()}
+    assert set(gradients) == set(run.names.values())
+    for released, ours in run.names.items():
+        close(gradients[ours].norm(), run.golden["grad_norms"][released])
+
+
+def test_ten_adam_steps_agree(run):
+    optimizer = torch.optim.Adam(run.network.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(10):
+        loss = run.loss(run.network(run.audio, run.visual))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    close(losses, run.golden["adam_losses"])

@@ -1,0 +1,115 @@
+"""Synthetic AVE is in the published format, follows its own rules, and needs both ears and eyes."""
+import h5py
+import numpy as np
+import pytest
+
+from conftest import TINY
+from data.synthetic import World, own_annotations
+
+
+def read(path, key="avadataset"):
+    with h5py.File(path) as file:
+        return file[key][:]
+
+
+def test_all_files_in_the_published_format(script, tmp_path):
+    done = script("data/synthetic.py", "--output_dir", tmp_path, *"--train 3 --val 2 --test 1 --background 2".split())
+    expected = {
+        "audio_feature.h5": ((6, 10, 128), "float64"), "visual_feature.h5": ((6, 10, 7, 7, 512), "float64"),
+        "audio_feature_noisy.h5": ((2, 10, 128), "float64"), "visual_feature_noisy.h5": ((2, 10, 7, 7, 512), "float64"),
+        "right_labels.h5": ((6, 10, 29), "float64"), "mil_labels.h5": ((6, 29), "float32"),
+        "prob_label.h5": ((6, 29), "float64"), "labels_noisy.h5": ((2, 29), "float32"),
+        "train_order.h5": ((3,), "int64"), "val_order.h5": ((2,), "int64"), "test_order.h5": ((1,), "int64"),
+        "true_cells.h5": ((6, 10, 7, 7), "uint8"),
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {*expected, "Annotations.txt"}
+    for name, (shape, dtype) in expected.items():
+        with h5py.File(tmp_path / name) as file:
+            data = file["order" if "order" in name else "avadataset"]
+            assert data.shape == shape and data.dtype == dtype and data.chunks is None
+            assert name != "visual_feature.h5" or data[:].min() == 0
+    # A contiguous file is its values and a short header, as published: 8,315,168,768 bytes for 4143 videos.
+    assert (tmp_path / "visual_feature.h5").stat().st_size == 6 * 10 * 7 * 7 * 512 * 8 + 2048
+    rows = np.concatenate([read(tmp_path / f"{split}_order.h5", "order") for split in ("train", "val", "test")])
+    assert sorted(rows) == list(range(6))
+    assert "6 videos" in done.stdout
+
+
+def test_labels_have_the_statistics_of_AVE():
+    annotations = own_annotations(np.random.default_rng(0), 4143, 28, 10)
+    length = np.array([annotation.end - annotation.start for annotation in annotations])
+    assert abs(length.mean() / 10 - 0.829) < 0.01
+    assert abs((length == 10).mean() - 0.664) < 0.02
+    assert len({annotation.category for annotation in annotations}) == 28
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(script, tiny_folder, tmp_path):
+    script("data/synthetic.py", "--output_dir", tmp_path / "same", *TINY)
+    script("data/synthetic.py", "--output_dir", tmp_path / "other", *TINY, "--seed", 1)
+    for name in ("audio_feature.h5", "visual_feature.h5", "right_labels.h5", "train_order.h5", "true_cells.h5"):
+        key = "order" if "order" in name else "avadataset"
+        np.testing.assert_array_equal(read(tmp_path / "same" / name, key), read(tiny_folder / name, key))
+        assert not np.array_equal(read(tmp_path / "other" / name, key), read(tiny_folder / name, key))
+
+
+def test_existing_data_is_not_overwritten_unasked(script, data_folder):
+    before = (data_folder / "visual_feature.h5").read_bytes()
+    done = script("data/synthetic.py", "--output_dir", data_folder, *TINY, "--seed", 1, code=2)
+    assert "--overwrite" in done.stderr
+    assert (data_folder / "visual_feature.h5").read_bytes() == before
+    script("data/synthetic.py", "--output_dir", data_folder, *TINY, "--seed", 1, "--overwrite")
+    assert (data_folder / "visual_feature.h5").read_bytes() != before
+
+
+def test_only_hearing_and_seeing_tells_an_event():
+    """Without noise one can tell sound and look of every segment from the features; events are where both agree."""
+    world = World(seed=3, categories=6, segments=10, audio_dim=200, map_size=7, visual_dim=300, difficulty=0)
+    world.noise = 0
+    sounds, looks = world.sounds > 0, world.looks > 0
+    cases = {"event": 0, "sound alone": 0, "look alone": 0, "neither": 0}
+    for row in range(60):
+        event = np.zeros(10, bool)
+        event[row % 7:row % 7 + 4] = True
+        category = row % 6
+        audio, visual, cells = world.video(1, row, category, event)
+        for t in range(10):
+            # The pattern that covers every active channel; a faint sound may stay under the floor of the ReLU.
+            heard = [c for c in range(6) if (audio[t] > 0).any() and not ((audio[t] > 0) & ~sounds[c]).any()]
+            seen = cells[t].any()
+            if event[t]:
+                assert seen and (category in heard or not heard)
+                inside = visual[t][cells[t]].mean(axis=0)
+                outside = visual[t][~cells[t]].mean(axis=0)
+                assert inside[looks[category]].mean() > outside[looks[category]].mean()
+                cases["event"] += 1
+            elif seen:
+                assert category not in heard
+                cases["look alone"] += 1
+            elif category in heard:
+                cases["sound alone"] += 1
+            else:
+                cases["neither"] += 1
+        assert cells.sum(axis=(1, 2)).max() <= 4
+    assert min(cases.values()) > 50, cases
+
+
+def test_real_labels_and_splits(script, real_ave, tmp_path):
+    script("data/synthetic.py", "--output_dir", tmp_path, "--annotations", real_ave / "Annotations.txt", "--orders", real_ave,
+           *"--audio_dim 4 --map_size 2 --visual_dim 3 --background 178".split())
+    np.testing.assert_array_equal(read(tmp_path / "mil_labels.h5"), read(real_ave / "mil_labels.h5"))
+    for split, count in (("train", 3339), ("val", 402), ("test", 402)):
+        order = read(tmp_path / f"{split}_order.h5", "order")
+        assert len(order) == count
+        np.testing.assert_array_equal(order, read(real_ave / f"{split}_order.h5", "order"))
+    assert read(tmp_path / "visual_feature.h5").shape == (4143, 10, 2, 2, 3)
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--annotations", "a.txt"], "--orders"),
+    (["--annotations", "nowhere.txt", "--orders", "."], "nowhere.txt"),
+    (["--difficulty", "2"], "--difficulty"),
+    (["--train", "0"], "--train"),
+])
+def test_bad_options(script, tmp_path, options, expected):
+    done = script("data/synthetic.py", "--output_dir", tmp_path / "out", *options, code=2)
+    assert expected in done.stderr

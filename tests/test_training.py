@@ -1,0 +1,274 @@
+"""Both commands as a user runs them: training, checkpoints, evaluation, determinism, stopping and going on."""
+import json
+import re
+import signal
+import subprocess
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import utils
+from dataset import AVEDataset, find_files, required_files
+from model.released import read_file
+from psp_model import FULLY_SUPERVISED, PSPNetwork, fully_supervised_loss
+
+MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
+RUN = ("--train", "--nb_epoch", 8, "--check_epoch", 2, "--save_epoch", 3, "--batch_size", 8)
+
+
+def log_of(folder, setting):
+    return [json.loads(line) for line in (folder / f"PSP_{setting}.jsonl").read_text().splitlines()]
+
+
+def percent(text, pattern):
+    return float(re.search(pattern + r"[^\d\n]*([\d.]+) %", text).group(1))
+
+
+@pytest.fixture(scope="module", params=["fully", "weakly"])
+def trained(request, script, tiny_folder, tmp_path_factory):
+    """(setting, output folder, what was printed) of a short uninterrupted run."""
+    folder = tmp_path_factory.mktemp(request.param)
+    done = script(MAIN[request.param], *RUN, "--data_dir", tiny_folder, "--output_dir", folder)
+    return request.param, folder, done
+
+
+def test_log_checkpoint_and_printed_figures_agree(trained, tiny_folder):
+    setting, folder, done = trained
+    first, *epochs, result = log_of(folder, setting)
+    about = first["run"]
+    assert about["setting"] == setting and about["settings"]["seed"] == 123 and about["device"] == "cpu"
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["data"]["train"] == (24 if setting == "fully" else 29) and about["data"]["map_size"] == [3, 3]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(8))
+    # Checks at 2, 4, 6; the last epoch, 7, is scored too, but does not take part in the choice.
+    assert [epoch["epoch"] for epoch in epochs if "val_accuracy" in epoch] == [2, 4, 6, 7]
+    best = max(epochs[2:7:2], key=lambda epoch: epoch["val_accuracy"])
+    best_test = max(epochs[2:7:2], key=lambda epoch: epoch["test_accuracy"])
+    assert result["result"]["best_validation"] == best
+    assert result["result"]["best_test"]["test_accuracy"] == best_test["test_accuracy"]
+    assert result["result"]["last"] == epochs[7]
+    assert percent(done.stdout, "best validation accuracy") == round(100 * best["val_accuracy"], 2)
+    assert percent(done.stdout, "test accuracy at the best validation epoch") == round(100 * best["test_accuracy"], 2)
+    assert percent(done.stdout, "best test accuracy over all 3 checks") == round(100 * best_test["test_accuracy"], 2)
+    checkpoint = torch.load(folder / f"PSP_{setting}.pt", weights_only=True)
+    assert checkpoint["epoch"] == best["epoch"]
+
+
+def test_evaluation_gives_the_figures_of_training_without_repeated_options(trained, tiny_folder, script, tmp_path):
+    setting, folder, _ = trained
+    done = script(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder,
+                  "--save_predictions", tmp_path / "predictions.json")
+    best = log_of(folder, setting)[-1]["result"]["best_validation"]
+    for split in ("val", "test"):
+        assert percent(done.stdout, f"{split} accuracy") == round(100 * best[f"{split}_accuracy"], 2)
+
+    # The prediction file, scored by hand against the label file, says the same, label by label.
+    saved = json.loads((tmp_path / "predictions.json").read_text())
+    with h5py.File(tiny_folder / "right_labels.h5") as file:
+        labels = file["avadataset"][:].argmax(-1)
+    ids = [line.split("&")[1] for line in (tiny_folder / "Annotations.txt").read_text().splitlines()]
+    test_videos = [video for video in saved["videos"] if video["split"] == "test"]
+    assert len(test_videos) == 7 and saved["label_names"][-1] == "background"
+    right = {label: [] for label in range(5)}
+    for video in test_videos:
+        assert video["id"] == ids[video["video"]]
+        assert len(video["labels"]) == len(video["probabilities"]) == 6
+        assert all(0.2 <= p <= 1 for p in video["probabilities"])
+        for predicted, true in zip(video["labels"], labels[video["video"]]):
+            right[true].append(predicted == true)
+    everything = sum(right.values(), [])
+    assert np.mean(everything) == pytest.approx(best["test_accuracy"], abs=1e-12)
+    for label, name in enumerate(saved["label_names"]):
+        row = next(line for line in done.stdout.splitlines() if line.startswith(name))
+        count, accuracy = re.findall(r"(\d+)\s+([\d.]+ %|-)", row[len(name):])[-1]
+        assert int(count) == len(right[label])
+        assert accuracy == (f"{100 * np.mean(right[label]):.2f} %" if right[label] else "-")
+
+
+def test_any_batch_size_evaluates_all_videos(trained, tiny_folder, script):
+    setting, folder, _ = trained
+    options = ("--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder)
+    whole = script(MAIN[setting], *options, "--batch_size", 1000).stdout
+    assert script(MAIN[setting], *options, "--batch_size", 4).stdout == whole
+
+
+def test_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, script):
+    setting, folder, _ = trained
+    other = {"fully": "weakly", "weakly": "fully"}[setting]
+    done = script(MAIN[other], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder, code=2)
+    assert f"{setting} supervised checkpoint" in done.stderr and done.stderr.count("\n") == 1
+
+
+def same_run(folder, other, setting):
+    """True if two output folders hold the same weights and the same log, bit for bit."""
+    weights = [torch.load(place / f"PSP_{setting}{part}.pt", weights_only=True)["weights"]
+               for part in ("", "_state") for place in (folder, other)]
+    for one, two in (weights[:2], weights[2:]):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()
+
+
+def test_same_seed_same_bits_and_another_seed_others(trained, tiny_folder, script, tmp_path):
+    setting, folder, done = trained
+    again = script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "again")
+    same_run(folder, tmp_path / "again", setting)
+    assert again.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]
+    script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "other", "--seed", 124)
+    assert log_of(tmp_path / "other", setting)[1]["loss"] != log_of(folder, setting)[1]["loss"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trained, tiny_folder, script, tmp_path, how):
+    setting, folder, _ = trained
+    options = (*RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "out", "--resume")
+    for lines in (2, 5):        # stop once the log has that many lines, and again later
+        process = subprocess.Popen(script.command(MAIN[setting], *options), env=script.environment(),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        log = tmp_path / "out" / f"PSP_{setting}.jsonl"
+        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
+            time.sleep(0.002)
+        process.send_signal(how)
+        error = process.communicate(timeout=60)[1]
+        if how != signal.SIGKILL and process.returncode != 0:
+            assert process.returncode == 128 + how
+            assert "--resume" in error and "Traceback" not in error
+    script(MAIN[setting], *options)
+    same_run(folder, tmp_path / "out", setting)
+
+
+def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_folder, script):
+    setting, folder, _ = trained
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", folder, "--resume", "--lr", 0.5, code=2)
+    assert "lr: 0.001 -> 0.5" in done.stderr
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_of_an_earlier_run_are_kept_aside(main_in_process, tiny_folder, tmp_path):
+    (tmp_path / "PSP_fully.pt").write_bytes(b"the authors' checkpoint")
+    options = ("--train", "--nb_epoch", 1, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    for _ in range(2):
+        assert main_in_process(MAIN["fully"], *options)[0] == 0
+    assert (tmp_path / "PSP_fully.1.pt").read_bytes() == b"the authors' checkpoint"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "PSP_fully.1.pt", "PSP_fully.2.jsonl", "PSP_fully.2.pt", "PSP_fully.jsonl", "PSP_fully.pt",
+        "PSP_fully_state.2.pt", "PSP_fully_state.pt"]
+
+
+def test_a_second_run_into_the_same_folder_is_refused(main_in_process, tiny_folder, tmp_path):
+    log = tmp_path / "PSP_fully.jsonl"
+    log.write_text("of a run under way\n")
+    with utils.lock(log.open("ab"), log):
+        code, _, error = main_in_process(MAIN["fully"], "--train", "--nb_epoch", 1, "--batch_size", 8,
+                                         "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    assert code == 2 and "another run" in error
+    assert log.read_text() == "of a run under way\n"
+
+
+def test_a_failed_write_leaves_the_former_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    utils.save_tensors(path, {"weights": torch.ones(3)})
+
+    def disk_full(partial):
+        partial.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError):
+        utils.write_atomically(path, disk_full)
+    assert torch.equal(read_file(path)["weights"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_each_epoch_draws_every_video_once_in_another_order_and_drops_the_short_batch():
+    epochs = [utils.shuffled_batches(23, 5, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    for batches in epochs:
+        assert batches.shape == (4, 5)
+        assert len(set(batches.flatten().tolist())) == 20 and set(batches.flatten().tolist()) <= set(range(23))
+    assert len({tuple(batches.flatten().tolist()) for batches in epochs}) == 3
+    assert torch.equal(utils.shuffled_batches(23, 5, 1, 1), epochs[1])
+    left_out = [set(range(23)) - set(utils.shuffled_batches(23, 5, 1, epoch).flatten().tolist()) for epoch in range(60)]
+    assert set.union(*left_out) == set(range(23))       # nobody is left out for good, nor always in
+
+
+def test_the_learning_rate_falls_after_the_epochs_of_the_paper(main_in_process, tiny_folder, tmp_path):
+    for setting, milestones in (("fully", (60, 120)), ("weakly", (80, 160))):
+        main_in_process(MAIN[setting], "--train", "--nb_epoch", 162, "--check_epoch", 162, "--batch_size", 24,
+                        "--save_epoch", 200, "--data_dir", tiny_folder, "--output_dir", tmp_path)
+        rates = [record["lr"] for record in log_of(tmp_path, setting)[1:-1]]
+        expected = [1e-3 * 0.8 ** sum(epoch >= milestone for milestone in milestones) for epoch in range(162)]
+        assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_network_learns_eight_videos_by_heart(tiny_folder):
+    torch.manual_seed(0)
+    dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
+    batch = dataset[list(range(0, 24, 3))]
+    sizes = dataset.sizes
+    network = PSPNetwork(**utils.network_sizes(sizes), threshold=0.099, **FULLY_SUPERVISED)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in range(150):
+        loss = fully_supervised_loss(network(batch["audio"], batch["visual"]), batch["labels"], 100)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    predicted = network(batch["audio"], batch["visual"]).logits.argmax(-1)
+    assert (predicted == batch["labels"]).double().mean() > 0.95
+
+
+BAD_OPTIONS = {
+    "nothing to do": ([], "--train"),
+    "both": (["--train", "--trained_model_path", "x.pt"], "either"),
+    "no such folder": (["--train", "--data_dir", "nowhere"], "nowhere/visual_feature.h5"),
+    "negative threshold": (["--train", "--threshold", "-0.1"], "--threshold"),
+    "threshold over 1": (["--train", "--threshold", "1.5"], "--threshold"),
+    "threshold is no number": (["--train", "--threshold", "nan"], "--threshold"),
+    "unknown model": (["--train", "--model_name", "XYZ"], "--model_name"),
+    "unknown option": (["--train", "--treshold", "0.1"], "--treshold"),
+    "batch size 0": (["--train", "--batch_size", "0"], "--batch_size"),
+    "batch too large": (["--train", "--batch_size", "25"], "25 is larger than the training set (24 videos)"),
+    "no epochs": (["--train", "--nb_epoch", "0"], "--nb_epoch"),
+    "infinite weight": (["--train", "--LAMBDA", "inf"], "--LAMBDA"),
+    "unknown device": (["--train", "--device", "abacus"], "--device abacus"),
+    "no such checkpoint": (["--trained_model_path", "none.pt"], "none.pt: not found"),
+    "a folder as checkpoint": (["--trained_model_path", "."], "folder"),
+    "a folder as file": (["--train", "--dir_video", "."], "is a folder"),
+    "wrong annotations": (["--trained_model_path", "CHECKPOINT", "--annotations", "short.txt"], "short.txt: has 1 lines"),
+    "other data": (["--trained_model_path", "WIDE"], "visual_dim"),
+    "resume without training": (["--trained_model_path", "x.pt", "--resume"], "--resume"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_end_in_one_clear_line(main_in_process, tiny_folder, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("Bark&id&good&0&6\n")
+    for name, visual_dim in (("CHECKPOINT", 20), ("WIDE", 21)):
+        options = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
+        utils.save_tensors(tmp_path / name, {"setting": "fully", "model_name": "PSP", "network": options,
+                                             "weights": PSPNetwork(**options).state_dict()})
+    options, expected = BAD_OPTIONS[case]
+    data = [] if "--data_dir" in options else ["--data_dir", tiny_folder]
+    code, _, error = main_in_process(MAIN["fully"], *options, *data)
+    assert code == 2
+    assert expected in error
+    assert "Traceback" not in error
+    assert case == "no such folder" or case == "a folder as file" or error.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(99), b"PK\x03\x04" + bytes(50)],
+                         ids=["empty", "PNG", "broken zip"])
+def test_what_is_no_checkpoint_is_refused(main_in_process, tiny_folder, tmp_path, content):
+    path = tmp_path / "PSP_fully.pt"
+    path.write_bytes(content)
+    code, _, error = main_in_process(MAIN["fully"], "--trained_model_path", path, "--data_dir", tiny_folder)
+    assert code == 2 and str(path) in error and error.strip().count("\n") == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(main_in_process, tiny_folder, tmp_path):
+    code, _, error = main_in_process(MAIN["fully"], "--train", "--lr", "1e30", "--nb_epoch", 5, "--batch_size", 8,
+                                     "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    assert code == 2 and re.search(r"the loss of epoch \d is (nan|inf)", error)

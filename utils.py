@@ -1,0 +1,678 @@
+"""What both main scripts need: options, device, training with its checks and log, evaluation, checkpoints.
+
+In the order in which a run uses it:  options -> data -> train() or evaluate_checkpoint() -> files.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataset import SPLITS, AVEDataset, DataError, find_files, label_names, read_annotations, required_files
+from model.released import CheckpointError, read_file, released_setting, released_weights, state_of
+from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
+
+try:
+    import fcntl
+except ImportError:      # not on Windows: two runs in one folder are not noticed there
+    fcntl = None
+
+
+class UserError(Exception):
+    """Something that the user gave cannot be used; the text says what and what to do."""
+
+
+def run_script(main):
+    """Runs a script's main function; an error that a user can mend ends in one line and exit code 2."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except (UserError, DataError) as error:
+        sys.exit(_fail(f"{script}: error: {error}"))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_fail(f"{script}: error: {where}{error.strerror or error}"))
+    except KeyboardInterrupt:
+        sys.exit(_fail(f"{script}: interrupted", 130))
+
+
+def _fail(message, code=2):
+    print(message, file=sys.stderr)
+    return code
+
+
+# --------------------------------------------------------------------------------------------- options
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse with one-line errors, whole option names only, and the defaults in --help."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        sys.exit(_fail(f"{self.prog}: error: {message} (see --help)"))
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float in low..high."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            limits = f"{low} or more" if high == math.inf else f"in {low}..{high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number {limits}")
+        return value
+    return parse
+
+
+def main_options(description, setting):
+    """The options that both main scripts have; the defaults are the paper's."""
+    parser = OptionParser(description)
+    task = parser.add_argument_group("what to do (one of the two)")
+    task.add_argument("--train", action="store_true", help="train, and score validation and test on the way")
+    task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
+    model.add_argument("--threshold", type=number(float, 0, 1), metavar="TAU",
+                       help=f"similarities of PSP that are not above it are pruned, in 0..1 (default: {PAPER_THRESHOLD[setting]}, the "
+                            "paper's; in evaluation, the checkpoint's own)")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--nb_epoch", type=number(int, 1), default=300, metavar="N", help="epochs (default: %(default)s)")
+    training.add_argument("--batch_size", type=number(int, 1), default=128, metavar="N",
+                          help="videos in a batch (default: %(default)s)")
+    training.add_argument("--lr", type=number(float, 0), default=1e-3, help="learning rate of Adam (default: %(default)s)")
+    training.add_argument("--check_epoch", type=number(int, 1), default=5, metavar="N",
+                          help="score validation and test every N epochs (default: %(default)s)")
+    training.add_argument("--save_epoch", type=number(int, 1), default=5, metavar="N",
+                          help="save the state that --resume goes on from every N epochs (default: %(default)s)")
+    training.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=123,
+                          help="of Python, NumPy, torch and the order of the videos (default: %(default)s)")
+    training.add_argument("--resume", action="store_true",
+                          help="go on with the run in --output_dir that was stopped or killed; same options otherwise")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=Path, default=Path("model"), metavar="DIR",
+                        help=f"for the checkpoint PSP_{setting}.pt, the log PSP_{setting}.jsonl and the state of the run; "
+                             "files of an earlier run are kept under a numbered name (default: %(default)s)")
+    output.add_argument("--save_predictions", type=Path, metavar="FILE",
+                        help="evaluation: write label and probability of each segment as JSON")
+    output.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
+
+    data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name; "
+                                             "an option of its own goes before that.")
+    data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+    data.add_argument("--annotations", type=Path, metavar="FILE",
+                      help="for video ids and category names in what is written (default: DATA_DIR/Annotations.txt, if there)")
+    add_file_option(data, "--dir_video", "visual_feature.h5", "visual features")
+    add_file_option(data, "--dir_audio", "audio_feature.h5", "audio features")
+    for split in SPLITS:
+        add_file_option(data, f"--dir_order_{split}", f"{split}_order.h5", f"rows of the {split} videos")
+    parser.data = data
+    return parser
+
+
+def add_file_option(group, option, name, what):
+    """An option for the path of one data file."""
+    group.add_argument(option, type=Path, metavar="FILE", help=f"{what} (default: DATA_DIR/{name})")
+
+
+def parse_options(parser):
+    """The options, once it is clear what to do."""
+    args = parser.parse_args()
+    if args.train == (args.trained_model_path is not None):
+        parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
+    if args.resume and not args.train:
+        parser.error("--resume goes with --train")
+    if args.save_predictions and args.train:
+        parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
+    return args
+
+
+def add_overwrite_option(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def refuse_to_overwrite(paths, overwrite):
+    """Raises UserError if one of the paths exists, unless overwrite is set."""
+    there = [str(path) for path in paths if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already; "
+                        "choose another folder, or give --overwrite to replace")
+
+
+def select_device(name):
+    """The torch device of that name; UserError where this machine has none such."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def set_seed(seed):
+    """Seeds Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def read_data(args, given, splits, weak_training=False):
+    """{split: AVEDataset}; `given` holds the paths of the file options by their names in `dataset.AVE_FILES`."""
+    files = find_files(args.data_dir, required_files(splits, weak_training), given)
+    return {split: AVEDataset(files, split, weak=weak_training and split == "train") for split in splits}
+
+
+# ------------------------------------------------------------------------------------------ evaluation
+
+@dataclass
+class Predictions:
+    """Labels of a split's segments, true and predicted."""
+    video: np.ndarray         # [videos] row in the files
+    labels: np.ndarray        # [videos, T] true
+    predicted: np.ndarray     # [videos, T] arg-max of the network's logits
+    probability: np.ndarray   # [videos, T] softmax of the logits at the predicted label
+
+    @property
+    def accuracy(self):
+        """Segment-level accuracy in 0..1: the share of all segments of all videos whose label is right."""
+        return float((self.predicted == self.labels).mean())
+
+    def label_accuracy(self, label):
+        """(accuracy on the segments that truly have the label, their number); accuracy is None where there are none."""
+        of_label = self.labels == label
+        count = int(of_label.sum())
+        return (float((self.predicted[of_label] == label).mean()) if count else None), count
+
+
+@torch.inference_mode()
+def predict(network, dataset, batch_size, device, progress=None, stop=lambda: False):
+    """`Predictions` for all videos of the dataset, the last short batch included.
+
+    Returns None, unfinished, once stop() is true.
+    """
+    network.eval()
+    predicted, probability = [], []
+    for positions in torch.arange(len(dataset)).split(batch_size):
+        batch = dataset[positions]
+        logits = network(batch["audio"].to(device), batch["visual"].to(device)).logits
+        best = logits.softmax(dim=-1).max(dim=-1)
+        predicted.append(best.indices)
+        probability.append(best.values)
+        if progress is not None:
+            progress.update(len(positions))
+        if stop():
+            return None
+    return Predictions(dataset.video.numpy(), dataset.labels.numpy(),
+                       torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy())
+
+
+def evaluate_checkpoint(args, given, setting):
+    """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions if asked to."""
+    device = select_device(args.device)
+    checkpoint = load_checkpoint(args.trained_model_path, setting)
+    data = read_data(args, given, ["val", "test"])
+    network = network_of_checkpoint(checkpoint, args.trained_model_path, data["val"].sizes, args.threshold).to(device)
+    names, ids = names_and_ids(args, data["val"].sizes)
+
+    with tqdm(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False) as progress:
+        results = {split: predict(network, dataset, args.batch_size, device, progress) for split, dataset in data.items()}
+
+    saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
+    print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
+          f"threshold {network.psp.threshold}")
+    print_label_table(results, names)
+    for split, result in results.items():
+        print(f"{split} accuracy: {100 * result.accuracy:.2f} % of {result.labels.size} segments")
+    if args.save_predictions:
+        save_predictions(args.save_predictions, results, names, ids)
+
+
+def print_label_table(results, names):
+    """Accuracy and number of segments of each label, for each split."""
+    width = max(map(len, names))
+    print(" " * width + "".join(f"  {split + ' segments':>14}  {'accuracy':>8}" for split in results))
+    for label, name in enumerate(names):
+        row = f"{name:{width}}"
+        for result in results.values():
+            accuracy, count = result.label_accuracy(label)
+            row += f"  {count:>14}  " + (f"{100 * accuracy:>6.2f} %" if count else f"{'-':>8}")
+        print(row + ("  (background recall)" if label == len(names) - 1 else ""))
+
+
+def save_predictions(path, results, names, ids):
+    """JSON: label_names, and for each video its split, row, id (where known), labels and their probabilities."""
+    videos = [{
+        "split": split,
+        "video": int(row),
+        **({"id": ids[row]} if ids else {}),
+        "labels": labels.tolist(),
+        "probabilities": [round(float(p), 6) for p in probabilities],
+    } for split, result in results.items()
+      for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
+    lines = ",\n".join("  " + json.dumps(video) for video in videos)
+    text = f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n'
+    write_atomically(path, lambda partial: partial.write_text(text))
+    print(f"predictions of {len(videos)} videos: {path}")
+
+
+def names_and_ids(args, sizes):
+    """Label names, and the video ids by row (None without annotations)."""
+    default = args.data_dir / "Annotations.txt"
+    path = args.annotations or (default if default.is_file() else None)
+    if path is None:
+        return label_names(labels=sizes.labels), None
+    annotations = read_annotations(path)
+    if len(annotations) != sizes.videos:
+        raise UserError(f"{path}: has {len(annotations)} lines, but the data has {sizes.videos} videos; "
+                        "line i must be video row i (name the right file with --annotations)")
+    return label_names(annotations, sizes.labels), [annotation.video_id for annotation in annotations]
+
+
+# -------------------------------------------------------------------------------------------- training
+
+def train(args, setting, network, network_options, loss_function, optimizer, schedule, data):
+    """Trains the network and keeps the checkpoint of the best validation accuracy.
+
+    loss_function(output, batch) -> scalar; data: {"train", "val", "test": AVEDataset}; network_options rebuild it.
+    Each epoch draws the batches anew and drops the last short one. Validation and test are scored every
+    args.check_epoch epochs and after the last one, which is kept only if there was no other check.
+    Stopped by SIGINT or SIGTERM it finishes the step and saves its state; with args.resume it goes on from there.
+    Raises UserError for a batch size over the training set and for a loss that is not finite.
+    """
+    device = next(network.parameters()).device
+    steps = len(data["train"]) // args.batch_size
+    if steps == 0:
+        raise UserError(f"--batch_size {args.batch_size} is larger than the training set ({len(data['train'])} videos)")
+    run = Run(args, setting, network, network_options, optimizer, schedule, data)
+
+    with StopSignals() as stop, \
+         tqdm(total=args.nb_epoch * steps, initial=run.epoch * steps + run.step, unit="batch",
+              mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        while run.epoch < args.nb_epoch:
+            bar.set_description(f"epoch {run.epoch}", refresh=False)
+            batches = shuffled_batches(len(data["train"]), args.batch_size, args.seed, run.epoch)
+            network.train()
+            for positions in batches[run.step:]:
+                batch = {name: value.to(device) for name, value in data["train"][positions].items()}
+                loss = loss_function(network(batch["audio"], batch["visual"]), batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.loss_sum += loss.detach()
+                run.step += 1
+                bar.update()
+                if stop.received:
+                    run.stop(stop.received)
+
+            loss = run.loss_sum.item() / steps
+            if not math.isfinite(loss):
+                raise UserError(f"the loss of epoch {run.epoch} is {loss}; try a lower --lr. "
+                                f"The best checkpoint so far is kept")
+            record = {"epoch": run.epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
+
+            last = run.epoch == args.nb_epoch - 1
+            check = run.epoch > 0 and run.epoch % args.check_epoch == 0
+            if check or last:
+                results = {split: predict(network, data[split], args.batch_size, device, stop=lambda: stop.received)
+                           for split in ("val", "test")}
+                if None in results.values():
+                    run.stop(stop.received)
+                record.update({f"{split}_accuracy": result.accuracy for split, result in results.items()})
+                run.check(record, eligible=check or run.best is None)
+                tqdm.write(f"epoch {run.epoch}: loss {loss:.4f}  val {100 * record['val_accuracy']:.2f} %  "
+                           f"test {100 * record['test_accuracy']:.2f} %", file=sys.stdout)
+            schedule.step()
+            run.end_epoch(record)
+            bar.set_postfix_str(run.summary(loss), refresh=False)
+    run.report()
+
+
+def shuffled_batches(videos, batch_size, seed, epoch):
+    """Positions of the videos of each batch of an epoch, int64 [batches, batch_size]; depends on nothing else."""
+    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(videos))
+    steps = videos // batch_size
+    return order[:steps * batch_size].view(steps, batch_size)
+
+
+class StopSignals:
+    """While it is entered, SIGINT and SIGTERM are noted in `received` instead of ending the program at once."""
+
+    def __init__(self):
+        self.received = None
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self.received = number
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Run:
+    """What a training run keeps in its output folder, and where it stands.
+
+        PSP_fully.pt         checkpoint of the best validation accuracy
+        PSP_fully.jsonl      log: one line on the run, one for each epoch, one with the result
+        PSP_fully_state.pt   all that --resume needs to go on as if the run had not been stopped
+
+    epoch, step: finished epochs, and finished batches of the epoch under way; loss_sum: their summed loss.
+    best, best_test, last: records of the check of best validation accuracy, of best test accuracy, of the last epoch.
+    """
+
+    def __init__(self, args, setting, network, network_options, optimizer, schedule, data):
+        self.args, self.network, self.optimizer, self.schedule = args, network, optimizer, schedule
+        self.about = {
+            "setting": setting,
+            "model_name": args.model_name,
+            "network": network_options,
+            "settings": settings_of(args),
+            "versions": versions(),
+            "device": device_name(next(network.parameters()).device),
+            "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()}},
+        }
+        self.epoch, self.step, self.checks = 0, 0, 0
+        self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
+        self.best = self.best_test = self.last = None
+
+        name = f"{args.model_name}_{setting}"
+        self.checkpoint_path = args.output_dir / f"{name}.pt"
+        self.log_path = args.output_dir / f"{name}.jsonl"
+        self.state_path = args.output_dir / f"{name}_state.pt"
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        if args.resume and self.state_path.exists():
+            self._resume()
+        else:
+            self._start()
+
+    def _start(self):
+        if self.args.resume:
+            print(f"{self.state_path}: not there, so there is nothing to resume; starting from the first epoch")
+        if self.log_path.exists():
+            lock(self.log_path.open("rb"), self.log_path).close()
+        keep_aside([self.checkpoint_path, self.log_path, self.state_path])
+        self.log = lock(self.log_path.open("ab"), self.log_path)
+        self._log({"run": self.about})
+        self._save_state()
+
+    def _resume(self):
+        try:
+            state = read_file(self.state_path)
+        except CheckpointError as error:
+            raise UserError(f"{self.state_path}: {error}; without it the run cannot go on") from error
+        for key in ("setting", "network", "settings", "data"):
+            changed = differences(state["about"][key], self.about[key])
+            if changed:
+                raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
+                                f"({changed}); give the same, or choose another --output_dir")
+        self.log = lock(self.log_path.open("ab"), self.log_path)
+        self.log.truncate(state["log_bytes"])
+        for name in ("epoch", "step", "checks", "best", "best_test", "last"):
+            setattr(self, name, state[name])
+        self.loss_sum += state["loss_sum"]
+        self.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        set_random_state(state["random"])
+        print(f"going on with the run in {self.args.output_dir} at epoch {self.epoch}, batch {self.step}")
+
+    def _save_state(self):
+        save_tensors(self.state_path, {
+            "about": self.about,
+            "epoch": self.epoch, "step": self.step, "checks": self.checks,
+            "best": self.best, "best_test": self.best_test, "last": self.last,
+            "loss_sum": self.loss_sum,
+            "weights": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(),
+            "log_bytes": self.log.tell(),
+        })
+
+    def _log(self, record):
+        self.log.write(json.dumps(record).encode() + b"\n")
+        self.log.flush()
+
+    def check(self, record, eligible):
+        """Takes in the scores of an epoch; the checkpoint is kept if an eligible one is the best on validation."""
+        self.last = record
+        if not eligible:
+            return
+        self.checks += 1
+        if self.best_test is None or record["test_accuracy"] > self.best_test["test_accuracy"]:
+            self.best_test = record
+        if self.best is None or record["val_accuracy"] > self.best["val_accuracy"]:
+            self.best = record
+            save_tensors(self.checkpoint_path, {**self.about, **record, "weights": self.network.state_dict()})
+
+    def end_epoch(self, record):
+        """Logs the epoch and moves on to the next."""
+        self._log(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum.zero_()
+        if self.epoch % self.args.save_epoch == 0 or self.epoch == self.args.nb_epoch:
+            self._save_state()
+
+    def stop(self, signal_number):
+        """Saves the state and ends the program, as the signal asked for."""
+        self._save_state()
+        tqdm.write(f"stopped in epoch {self.epoch} after batch {self.step}; give the same command with --resume to go on",
+                   file=sys.stderr)
+        sys.exit(128 + signal_number)
+
+    def summary(self, loss):
+        """Loss and last accuracies, for the progress bar."""
+        if self.last is None:
+            return f"loss {loss:.4f}"
+        return f"loss {loss:.4f}, val {100 * self.last['val_accuracy']:.2f} %, test {100 * self.last['test_accuracy']:.2f} %"
+
+    def report(self):
+        """Prints and logs the figures of the whole run."""
+        self._log({"result": {"best_validation": self.best, "best_test": self.best_test, "last": self.last,
+                              "checks": self.checks}})
+        def percent(value):
+            return f"{100 * value:.2f} %"
+        print(f"best validation accuracy: {percent(self.best['val_accuracy'])} (epoch {self.best['epoch']})")
+        print(f"test accuracy at the best validation epoch: {percent(self.best['test_accuracy'])}")
+        print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
+        print(f"best test accuracy over all {self.checks} checks: {percent(self.best_test['test_accuracy'])} (epoch "
+              f"{self.best_test['epoch']}; chosen on the test set, as the released code does, so it is too high)")
+        print(f"checkpoint: {self.checkpoint_path}   log: {self.log_path}")
+
+
+def settings_of(args):
+    """The options that decide what a run computes, as plain values."""
+    elsewhere = {"train", "trained_model_path", "resume", "output_dir", "save_predictions", "annotations", "device"}
+    return {name: str(value) if isinstance(value, Path) else value
+            for name, value in sorted(vars(args).items()) if name not in elsewhere}
+
+
+def differences(before, now):
+    """'name: before -> now, ...' of what differs between two dicts or values; '' where nothing does."""
+    if not isinstance(before, dict):
+        return "" if before == now else f"{before} -> {now}"
+    return ", ".join(f"{name}: {before.get(name)} -> {now.get(name)}"
+                     for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+
+
+def versions():
+    """Versions of what a run stands on, and the git revision of this code."""
+    try:
+        revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], text=True,
+                                  cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        revision = ""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
+            "numpy": np.__version__, "h5py": h5py.__version__, "git": revision or None}
+
+
+def device_name(device):
+    """'cpu', or the name of the accelerator."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def random_state():
+    """The state of every random generator that a run draws from, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state):
+    """Puts back what `random_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --------------------------------------------------------------------------------------------- files
+
+def load_checkpoint(path, setting=None):
+    """The checkpoint at `path`, a dict as `Run` saves it; the authors' checkpoints and bare state dicts are made into one.
+
+    setting: 'fully' or 'weakly', if it must be that. Nothing that the file names is run, see model/released.py.
+    Raises UserError where the file is broken, no checkpoint of these networks, or not of this setting.
+    """
+    try:
+        content = read_file(path)
+        state = state_of(content)
+        if state is not None:
+            content = _checkpoint_of_state(path, state, setting)
+    except CheckpointError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or not {"setting", "model_name", "network", "weights"} <= content.keys():
+        raise UserError(f"{path}: is not a checkpoint of these networks")
+    if setting is not None and content["setting"] != setting:
+        raise UserError(f"{path}: is a {str(content['setting'])[:20]} supervised checkpoint; "
+                        f"evaluate it with the other script, not the {setting} supervised one")
+    return content
+
+
+def _checkpoint_of_state(path, state, wanted):
+    """A checkpoint from bare tensors with the authors' names or ours; what is not in them has the paper's value."""
+    setting = released_setting(state)
+    if setting is None:      # our names
+        setting, weights = "weakly" if "weighting.weight" in state else "fully", state
+    else:
+        if wanted not in (None, setting):
+            raise UserError(f"{path}: is a {setting} supervised checkpoint; "
+                            f"evaluate it with the other script, not the {wanted} supervised one")
+        weights = released_weights(state, setting)
+    try:
+        regions, visual_dim = weights["attention.w_h.weight"].shape[1], weights["attention.U_v.weight"].shape[1]
+        labels = weights["classifier.2.weight"].shape[0]
+        audio_dim = weights["audio_in.0.weight" if setting == "fully" else "attention.U_a.weight"].shape[1]
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"is not a checkpoint of these networks: {error} is missing") from error
+    side = math.isqrt(regions)
+    options = dict(audio_dim=audio_dim, visual_dim=visual_dim, map_size=(side, side), labels=labels,
+                   threshold=PAPER_THRESHOLD[setting], **(FULLY_SUPERVISED if setting == "fully" else WEAKLY_SUPERVISED))
+    return {"setting": setting, "model_name": "PSP", "network": options, "weights": weights}
+
+
+def network_of_checkpoint(checkpoint, path, sizes=None, threshold=None):
+    """The network of a checkpoint, on the CPU.
+
+    sizes: those of the data that it is meant for; threshold: the pruning threshold, if not the checkpoint's own.
+    Raises UserError where the checkpoint's parts do not fit each other, or not these sizes.
+    """
+    try:
+        options = dict(checkpoint["network"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not say which network it holds") from error
+    for name, needed in (network_sizes(sizes) if sizes else {}).items():
+        if tuple_of(options.get(name)) != tuple_of(needed):
+            raise UserError(f"{path}: was trained with {name} {str(options.get(name))[:40]}, but the data has {needed}")
+    if threshold is not None:
+        options["threshold"] = threshold
+    weights = checkpoint["weights"]
+    try:
+        with torch.device("meta"):      # shapes only: the tensors are the checkpoint's own
+            network = PSPNetwork(**options)
+        if any(weight.dtype != torch.float32 for weight in weights.values()):
+            raise ValueError("its weights are not float32")
+        network.load_state_dict(weights, strict=True, assign=True)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path}: does not hold the network that it says it holds "
+                        f"({' '.join(str(error).split())[:200]})") from error
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: its weight {name} is NaN or infinite; the file is broken, or its training failed")
+    return network
+
+
+def network_sizes(sizes):
+    """The arguments of `PSPNetwork` that the data decides."""
+    return dict(audio_dim=sizes.audio_dim, visual_dim=sizes.visual_dim, map_size=sizes.map_size, labels=sizes.labels)
+
+
+def tuple_of(value):
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def save_tensors(path, content):
+    """Writes tensors and plain values so that `path` holds, at any moment, either the former file or the whole new one."""
+    write_atomically(path, lambda partial: torch.save(content, partial))
+
+
+def write_atomically(path, write):
+    """write(partial path), then renames that to `path`; the former file stays if anything fails."""
+    partial = Path(f"{path}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def keep_aside(paths):
+    """Renames the files that exist to `name.1.suffix`, with the first number that is free for all of them."""
+    def numbered(path, number):
+        return path.with_name(f"{path.stem}.{number}{path.suffix}")
+    there = [path for path in paths if path.exists()]
+    number = 1
+    while any(numbered(path, number).exists() for path in paths):
+        number += 1
+    for path in there:
+        path.rename(numbered(path, number))
+    if there:
+        print(f"kept the files of an earlier run: {', '.join(str(numbered(path, number)) for path in there)}")
+
+
+def lock(file, path):
+    """Locks an open file for as long as it is open; UserError where another process holds it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another run is writing to this folder; choose another --output_dir") from error
+    return file
