@@ -8,6 +8,7 @@
 Nothing here is tied to one network, nor to the sizes of AVE: videos, segments, map size, feature widths and the number
 of labels are read from the files. The last label is background.
 """
+import hashlib
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,13 @@ class AVEDataset(Dataset):
         self.labels = torch.cat([self.labels, background_segments])
         self.video = torch.cat([self.video, self.sizes.videos + background_rows])
 
+    def digest(self):
+        """A short hash of rows, labels, audio features and one region of each visual map: tells two data sets apart."""
+        digest = hashlib.sha256()
+        for values in (self.video, self.labels, self.audio, self.visual[:, :, 0, 0].contiguous()):
+            digest.update(values.numpy())
+        return digest.hexdigest()[:16]
+
     def __len__(self):
         return len(self.video)
 
@@ -219,6 +227,10 @@ def open_file(path, name):
                 raise DataError(f"{path}: '{key}' holds {file[key].dtype}, not numbers")
             yield file[key]
     except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, BlockingIOError):
+            raise DataError(f"{path}: another process is writing to it; wait until that is done") from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path}: may not be read (permission denied)") from error
         raise DataError(f"{path}: cannot be read as HDF5 ({_first_line(error)}); download or make it again") from error
 
 

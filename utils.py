@@ -3,6 +3,8 @@
 In the order in which a run uses it:  options -> data -> train() or evaluate_checkpoint() -> files.
 """
 import argparse
+import errno
+import io
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +45,8 @@ def run_script(main):
         sys.exit(_fail(f"{script}: error: {error}"))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_fail(f"{script}: error: {where}{error.strerror or error}"))
+        hint = "; make room, then go on with --resume" if error.errno == errno.ENOSPC and "--train" in sys.argv else ""
+        sys.exit(_fail(f"{script}: error: {where}{error.strerror or error}{hint}"))
     except KeyboardInterrupt:
         sys.exit(_fail(f"{script}: interrupted", 130))
 
@@ -390,7 +394,8 @@ class Run:
             "settings": settings_of(args),
             "versions": versions(),
             "device": device_name(next(network.parameters()).device),
-            "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()}},
+            "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
+                     "digest": [dataset.digest() for dataset in data.values()]},
         }
         self.epoch, self.step, self.checks = 0, 0, 0
         self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
@@ -412,7 +417,7 @@ class Run:
         if self.log_path.exists():
             lock(self.log_path.open("rb"), self.log_path).close()
         keep_aside([self.checkpoint_path, self.log_path, self.state_path])
-        self.log = lock(self.log_path.open("ab"), self.log_path)
+        self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
         self._log({"run": self.about})
         self._save_state()
 
@@ -426,7 +431,7 @@ class Run:
             if changed:
                 raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
                                 f"({changed}); give the same, or choose another --output_dir")
-        self.log = lock(self.log_path.open("ab"), self.log_path)
+        self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
         self.log.truncate(state["log_bytes"])
         for name in ("epoch", "step", "checks", "best", "best_test", "last"):
             setattr(self, name, state[name])
@@ -451,8 +456,8 @@ class Run:
         })
 
     def _log(self, record):
-        self.log.write(json.dumps(record).encode() + b"\n")
-        self.log.flush()
+        with naming(self.log_path):
+            self.log.write(json.dumps(record).encode() + b"\n")
 
     def check(self, record, eligible):
         """Takes in the scores of an epoch; the checkpoint is kept if an eligible one is the best on validation."""
@@ -639,19 +644,31 @@ def tuple_of(value):
 
 def save_tensors(path, content):
     """Writes tensors and plain values so that `path` holds, at any moment, either the former file or the whole new one."""
-    write_atomically(path, lambda partial: torch.save(content, partial))
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
 
 
 def write_atomically(path, write):
     """write(partial path), then renames that to `path`; the former file stays if anything fails."""
     partial = Path(f"{path}.partial")
+    with naming(path):
+        try:
+            write(partial)
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path):
+    """Puts the file's path into an OSError; that of a failed write has none."""
     try:
-        write(partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def keep_aside(paths):

@@ -5,9 +5,9 @@
 Line i of the annotations is row i of every file. An event counts in the segments start .. end-1; all others are
 background, the last label.
 """
-import argparse
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import AVE_LABELS, DataError, label_names, read_annotations  # noqa: E402
-from utils import add_overwrite_option, refuse_to_overwrite, run_script  # noqa: E402
+from utils import OptionParser, add_overwrite_option, naming, number, refuse_to_overwrite, run_script  # noqa: E402
 
 
 def segment_labels(annotations, segments=10):
@@ -50,22 +50,49 @@ def label_files(annotations, segments=10, background_videos=178):
     }
 
 
-def write_h5(path, array, key="avadataset"):
-    """Writes one published file; a name that ends in .partial until it is whole."""
+@contextmanager
+def new_h5(path, shape, dtype, key="avadataset"):
+    """The HDF5 dataset of a published file, to be filled; the file has its name only once it is whole.
+
+    Its room on the disk is taken beforehand: HDF5 can end the whole program where it runs out while it writes.
+    """
     partial = Path(f"{path}.partial")
-    with h5py.File(partial, "w") as file:
-        file[key] = array
-    os.replace(partial, path)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        take_room(partial, path, size)
+        with h5py.File(partial, "w") as file:
+            dataset = file.create_dataset(key, shape, dtype)
+            if size:
+                dataset[:1] = np.zeros((), dtype)      # HDF5 lays out a dataset when it is first written to
+                file.flush()
+                take_room(partial, path, partial.stat().st_size)
+            yield dataset
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def take_room(partial, path, size):
+    """Reserves the disk blocks of a file of that size; OSError naming `path` where there are not as many."""
+    if size and hasattr(os, "posix_fallocate"):
+        with naming(path), open(partial, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def write_h5(path, array, key="avadataset"):
+    """Writes a whole published file."""
+    with new_h5(path, array.shape, array.dtype, key) as dataset:
+        dataset[...] = array
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(__doc__)
     parser.add_argument("--annotations", type=Path, default=Path("data/Annotations.txt"), metavar="FILE",
                         help="of AVE, a line category&YouTube id&quality&start&end for each video (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), metavar="DIR",
                         help="where the label files go (default: %(default)s)")
-    parser.add_argument("--segments", type=int, default=10, help="segments of a video (default: %(default)s)")
-    parser.add_argument("--background_videos", type=int, default=178, metavar="N",
+    parser.add_argument("--segments", type=number(int, 1), default=10, help="segments of a video (default: %(default)s)")
+    parser.add_argument("--background_videos", type=number(int, 0), default=178, metavar="N",
                         help="rows of labels_noisy.h5 (default: %(default)s)")
     add_overwrite_option(parser)
     args = parser.parse_args()

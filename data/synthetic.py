@@ -17,9 +17,8 @@ and hold the sounds of others.
 
 Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the event's look stands.
 """
-import argparse
-import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.prepare_labels import label_files, write_h5  # noqa: E402
-from dataset import (AVE_FILES, AVE_LABELS, SPLITS, Annotation, DataError, find_files, label_names,  # noqa: E402
-                     read_annotations)
+from data.prepare_labels import label_files, new_h5, write_h5  # noqa: E402
+from dataset import AVE_FILES, AVE_LABELS, SPLITS, Annotation, find_files, read_annotations  # noqa: E402
 from utils import OptionParser, UserError, add_overwrite_option, number, refuse_to_overwrite, run_script  # noqa: E402
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
@@ -167,26 +165,19 @@ def read_orders(folder):
 def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells):
     """Streams videos to audio_feature{suffix}.h5, visual_feature{suffix}.h5 and, with_cells, true_cells.h5.
 
-    A file has its name only once it is whole. make_video(row) -> audio, visual, cells.
+    make_video(row) -> audio, visual, cells.
     """
     segments, audio_dim, map_size, visual_dim = sizes
     wanted = {f"audio_feature{suffix}.h5": ((videos, segments, audio_dim), dtype),
               f"visual_feature{suffix}.h5": ((videos, segments, map_size, map_size, visual_dim), dtype)}
     if with_cells:
         wanted["true_cells.h5"] = ((videos, segments, map_size, map_size), "uint8")
-    partial = {name: folder / f"{name}.partial" for name in wanted}
-    try:
-        files = {name: h5py.File(path, "w") for name, path in partial.items()}
-        outputs = [file.create_dataset("avadataset", *wanted[name]) for name, file in files.items()]
-        for row in tqdm(range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video"):
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(new_h5(folder / name, *layout)) for name, layout in wanted.items()]
+        for row in tqdm(range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video",
+                        mininterval=0.5 if sys.stderr.isatty() else 30):
             for output, value in zip(outputs, make_video(row)):
                 output[row] = value
-        for name, file in files.items():
-            file.close()
-            os.replace(partial[name], folder / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
 
 
 def options():

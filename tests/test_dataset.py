@@ -169,3 +169,24 @@ def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
     path.write_text(f"Bark&id0&good&0&10\n{line}\nBark&id2&good&0&10\n")
     with pytest.raises(DataError, match="line 2 "):
         read_annotations(path)
+
+
+@pytest.mark.parametrize("name, key", [("visual_feature.h5", "avadataset"), ("right_labels.h5", "avadataset"),
+                                       ("train_order.h5", "order")])
+def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name, key):
+    """Damage anywhere in a file: a DataError that names a file, or numbers that pass every check."""
+    whole = (data_folder / name).read_bytes()
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        data = bytearray(whole)
+        if number % 3 == 0:
+            data = data[:generator.integers(len(whole))]
+        else:      # the first 2 kB hold the structure of the file
+            data[generator.integers(min(2200, len(whole)) if number % 3 == 1 else len(whole))] ^= 1 << generator.integers(8)
+        (data_folder / name).write_bytes(data)
+        try:
+            dataset = load(data_folder, weak=True)
+        except DataError as error:
+            assert str(data_folder) in str(error)
+        else:
+            assert all(torch.isfinite(value.double()).all() for value in dataset[list(range(len(dataset)))].values())

@@ -1,0 +1,88 @@
+"""Faults of disks, folders and other processes: one clear line, and nothing lost or overwritten."""
+import os
+import resource
+import subprocess
+import sys
+
+import h5py
+import pytest
+
+from conftest import TINY
+from model.released import read_file
+
+
+def run_with_file_limit(script, limit, name, *options):
+    """Runs a script in a process whose files may not grow beyond `limit` bytes, as on a full disk."""
+    return subprocess.run(script.command(name, *options), capture_output=True, text=True, env=script.environment(), timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+
+
+def train_options(data, output):
+    return ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8, "--data_dir", data, "--output_dir", output)
+
+
+def clear_line(done):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if "error:" in line][0]
+
+
+def test_no_room_for_a_checkpoint_or_a_log_line_loses_nothing(script, tiny_folder, tmp_path):
+    script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "whole"))
+    state_size = (tmp_path / "whole" / "PSP_fully_state.pt").stat().st_size
+    first_log_line = len((tmp_path / "whole" / "PSP_fully.jsonl").read_bytes().split(b"\n")[0])
+    for limit, what in ((state_size - 10**6, "PSP_fully_state.pt"), (first_log_line + 60, "")):
+        output = tmp_path / str(limit)
+        error = clear_line(run_with_file_limit(script, limit, "fully_supervised_main.py", *train_options(tiny_folder, output)))
+        assert what in error and "File too large" in error
+        assert not list(output.glob("*.partial"))
+        script("fully_supervised_main.py", *train_options(tiny_folder, output), "--resume")
+        assert (output / "PSP_fully.jsonl").read_bytes() == (tmp_path / "whole" / "PSP_fully.jsonl").read_bytes()
+
+
+def test_an_earlier_checkpoint_survives_a_full_disk(script, tiny_folder, tmp_path):
+    script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path))
+    before = (tmp_path / "PSP_fully.pt").read_bytes()
+    clear_line(run_with_file_limit(script, 10**6, "fully_supervised_main.py", *train_options(tiny_folder, tmp_path)))
+    assert (tmp_path / "PSP_fully.1.pt").read_bytes() == before
+    assert read_file(tmp_path / "PSP_fully.1.pt")["setting"] == "fully"
+
+
+def test_no_room_for_synthetic_data_leaves_no_file_that_looks_whole(script, tmp_path):
+    done = run_with_file_limit(script, 200_000, "data/synthetic.py", "--output_dir", tmp_path, *TINY)
+    assert "visual_feature.h5" in clear_line(done)
+    assert not (tmp_path / "visual_feature.h5").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_file_that_another_process_writes_is_named(script, data_folder):
+    path = data_folder / "visual_feature.h5"
+    writer = subprocess.Popen([sys.executable, "-c", f"import h5py; file = h5py.File({str(path)!r}, 'a'); print(1, flush=True); input()"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"})
+    writer.stdout.readline()
+    done = script("fully_supervised_main.py", *train_options(data_folder, data_folder / "out"), code=2)
+    writer.communicate(b"\n")
+    assert "visual_feature.h5: another process is writing" in done.stderr
+
+
+def test_data_that_was_replaced_is_noticed_on_resume(script, data_folder, tmp_path):
+    options = train_options(data_folder, tmp_path / "out")
+    script("fully_supervised_main.py", *options)
+    with h5py.File(data_folder / "visual_feature.h5", "a") as file:
+        file["avadataset"][:] *= 1.5
+    done = script("fully_supervised_main.py", *options, "--resume", code=2)
+    assert "digest" in done.stderr and "other options or data" in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_written(script, tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "file"), code=2)
+    assert str(tmp_path / "file") in clear_line(done)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder(script, tiny_folder, tmp_path):
+    tmp_path.chmod(0o500)
+    done = script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path), code=2)
+    tmp_path.chmod(0o700)
+    assert "Permission denied" in clear_line(done)
