@@ -217,9 +217,9 @@ def predict(network, dataset, batch_size, device, progress=None, stop=lambda: Fa
     for positions in torch.arange(len(dataset)).split(batch_size):
         batch = dataset[positions]
         logits = network(batch["audio"].to(device), batch["visual"].to(device)).logits
-        best = logits.softmax(dim=-1).max(dim=-1)
-        predicted.append(best.indices)
-        probability.append(best.values)
+        label = logits.argmax(dim=-1, keepdim=True)
+        predicted.append(label.squeeze(-1))
+        probability.append(logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
         if progress is not None:
             progress.update(len(positions))
         if stop():
@@ -244,7 +244,9 @@ def evaluate_checkpoint(args, given, setting):
           f"threshold {network.psp.threshold}")
     print_label_table(results, names)
     for split, result in results.items():
-        print(f"{split} accuracy: {100 * result.accuracy:.2f} % of {result.labels.size} segments")
+        recall, background = result.label_accuracy(len(names) - 1)
+        print(f"{split} accuracy: {100 * result.accuracy:.2f} % of {result.labels.size} segments; background recall: "
+              + (f"{100 * recall:.2f} % of {background}" if background else "no background segments"))
     if args.save_predictions:
         save_predictions(args.save_predictions, results, names, ids)
 
@@ -258,7 +260,7 @@ def print_label_table(results, names):
         for result in results.values():
             accuracy, count = result.label_accuracy(label)
             row += f"  {count:>14}  " + (f"{100 * accuracy:>6.2f} %" if count else f"{'-':>8}")
-        print(row + ("  (background recall)" if label == len(names) - 1 else ""))
+        print(row)
 
 
 def save_predictions(path, results, names, ids):

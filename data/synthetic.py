@@ -4,16 +4,18 @@
     python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR    # real labels and splits
 
 A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a look (one of
-visual channels); each video shows its own variant of both.
+visual channels, mostly shared with the other categories of its family); each video shows its own variant of both.
 
 - Event segment: the sound of c, and the look of c in a few neighbouring cells that drift slowly over the map.
 - Background segment: either the sound of c without its look, or its look without its sound, or neither. Where the
   sound of c is missing, another category sounds.
-- Every segment: the rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise,
-  which is what --difficulty raises. Sound and look are faint in some of the segments.
+- In many segments the sound is faint behind a passing sound of another family; in some the look is faint.
+- The rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise, which is what
+  --difficulty raises.
 
-So neither a sound nor a look alone tells an event. Background videos (for weak training) show the look of one category
-and hold the sounds of others.
+So neither a sound nor a look alone tells an event. The look hardly tells more than the family, so the category must come
+from those segments in which a sound of that family is heard. Background videos (for weak training) show the look of one
+category and hold the sounds of others.
 
 Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the event's look stands.
 """
@@ -34,14 +36,16 @@ from utils import OptionParser, UserError, add_overwrite_option, number, refuse_
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
 SHARE_OF_FULL_VIDEOS = 0.664
 
-CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a category's sound or look is made of
+CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a sound or look is made of
+FAMILY = 4                         # categories of a family
+OWN_LOOK = 0.3                     # strength of what is a category's own in its look, beside what is its family's
 LOOK_GAIN = 2.5                    # strength of a look beside a sound's
 TEXTURES = 8                       # kinds of clutter in each video ...
 CLUTTER_GAIN = 0.5                 # ... and their strength beside a sound's
 VISUAL_NOISE = 0.5                 # standard deviation of the noise in the map beside that of the noise in the sound
-FAINT = 0.3                        # gain of a faint sound or look ...
-SHARE_OF_FAINT = 0.3               # ... and the share of segments in which it is faint
-PASSING = 0.5                      # share of the segments with a passing sound of another category, and of those with a look
+FAINT = 0.3                        # strength of a faint sound or look beside a clear one's
+SHARE_OF_FAINT_LOOKS = 0.3         # of the segments
+SHARE_OF_PASSING_SOUNDS = 0.6      # of the segments
 
 
 class Plot(NamedTuple):
@@ -56,11 +60,15 @@ class World:
 
     def __init__(self, seed, categories, segments, audio_dim, map_size, visual_dim, difficulty):
         self.seed, self.categories, self.segments, self.map_size = seed, categories, segments, map_size
-        self.noise = 0.4 + 1.2 * difficulty
+        self.noise = 0.2 + 0.8 * difficulty
         self.look_size = max(1, map_size // 3)
         generator = np.random.default_rng([seed, 0])
         self.sounds = self._patterns(generator, categories, audio_dim)
-        self.looks = self._patterns(generator, categories, visual_dim)
+        families = self._patterns(generator, self._family(categories - 1) + 1, visual_dim)
+        self.looks = families[self._family(np.arange(categories))] + OWN_LOOK * self._patterns(generator, categories, visual_dim)
+
+    def _family(self, category):
+        return category // FAMILY
 
     def _patterns(self, generator, number, channels):
         """[number, channels]: each with its own sparse set of strong channels."""
@@ -90,10 +98,11 @@ class World:
         category = generator.integers(self.categories)
         return Plot(self._other_sounds(generator, category), category, seen=np.ones(self.segments, bool))
 
-    def _other_sounds(self, generator, category):
+    def _other_sounds(self, generator, category, of_other_families=False):
         """[T] categories other than this; -1, silence, where there is no other."""
-        others = np.delete(np.arange(self.categories), category)
-        return generator.choice(others if len(others) else [-1], self.segments)
+        every = np.arange(self.categories)
+        differs = self._family(every) != self._family(category) if of_other_families else every != category
+        return generator.choice(every[differs] if differs.any() else [-1], self.segments)
 
     def _drift(self, generator):
         """[T, 2] corners: one cell aside now and then."""
@@ -105,30 +114,23 @@ class World:
         """A video's own variant of a pattern: a third of its channels are missing, the rest differ in strength."""
         return pattern * (generator.random(pattern.shape) > 1 / 3) * generator.uniform(0.5, 1.5, pattern.shape)
 
-    def _gains(self, generator):
-        return np.where(generator.random(self.segments) < SHARE_OF_FAINT, FAINT, 1).astype(np.float32)
-
     def _render_audio(self, generator, plot):
         audio = self.noise * generator.standard_normal((self.segments, self.sounds.shape[1]), np.float32)
-        gains = self._gains(generator)
-        for category in np.unique(plot.sound[plot.sound >= 0]):
-            variant = self._variant(generator, self.sounds[category])
-            audio += (gains * (plot.sound == category))[:, None] * variant
-        for t in np.flatnonzero(generator.random(self.segments) < PASSING):
-            audio[t] += self._variant(generator, self.sounds[generator.integers(self.categories)])
+        passing = np.where(generator.random(self.segments) < SHARE_OF_PASSING_SOUNDS,
+                           self._other_sounds(generator, plot.category, of_other_families=True), -1)
+        gain = np.where(passing >= 0, FAINT, 1)
+        for sound, strength in ((plot.sound, gain), (passing, np.ones(self.segments))):
+            for category in np.unique(sound[sound >= 0]):
+                audio += (strength * (sound == category))[:, None] * self._variant(generator, self.sounds[category])
         return np.maximum(audio - 0.3, 0)
 
     def _render_visual(self, generator, plot, cells):
         visual = VISUAL_NOISE * self.noise * generator.standard_normal((*cells.shape, self.looks.shape[1]), np.float32)
         textures = CLUTTER_GAIN * self._patterns(generator, TEXTURES, self.looks.shape[1])
         visual += textures[generator.integers(TEXTURES, size=cells.shape[1:])]
-        for t in np.flatnonzero(generator.random(self.segments) < PASSING):
-            top, left = generator.integers(self.map_size - self.look_size + 1, size=2)
-            passing = self._variant(generator, self.looks[generator.integers(self.categories)]).astype(np.float32)
-            visual[t, top:top + self.look_size, left:left + self.look_size] += LOOK_GAIN * passing
-        look = LOOK_GAIN * self._variant(generator, self.looks[plot.category]).astype(np.float32)
-        segment = np.nonzero(cells)[0]
-        visual[cells] += self._gains(generator)[segment, None] * look
+        gain = np.where(generator.random(self.segments) < SHARE_OF_FAINT_LOOKS, FAINT, 1)
+        look = LOOK_GAIN * self._variant(generator, self.looks[plot.category])
+        visual[cells] += gain[np.nonzero(cells)[0], None] * look
         return np.maximum(visual - 0.3, 0, out=visual)
 
 

@@ -63,24 +63,25 @@ def test_existing_data_is_not_overwritten_unasked(script, data_folder):
 
 def test_only_hearing_and_seeing_tells_an_event():
     """Without noise one can tell sound and look of every segment from the features; events are where both agree."""
-    world = World(seed=3, categories=6, segments=10, audio_dim=200, map_size=7, visual_dim=300, difficulty=0)
+    world = World(seed=3, categories=8, segments=10, audio_dim=600, map_size=7, visual_dim=300, difficulty=0)
     world.noise = 0
-    sounds, looks = world.sounds > 0, world.looks > 0
-    cases = {"event": 0, "sound alone": 0, "look alone": 0, "neither": 0}
+    cases = {"event": 0, "event behind a passing sound": 0, "sound alone": 0, "look alone": 0, "neither": 0}
     for row in range(60):
         event = np.zeros(10, bool)
         event[row % 7:row % 7 + 4] = True
-        category = row % 6
+        category = row % 8
         audio, visual, cells = world.video(1, row, category, event)
         for t in range(10):
-            # The pattern that covers every active channel; a faint sound may stay under the floor of the ReLU.
-            heard = [c for c in range(6) if (audio[t] > 0).any() and not ((audio[t] > 0) & ~sounds[c]).any()]
+            # A sound that is heard clearly is strong in most of its channels, a faint one or another in few of them.
+            heard = [c for c in range(8) if (audio[t][world.sounds[c] > 0] > 0.6).mean() > 0.3]
             seen = cells[t].any()
             if event[t]:
-                assert seen and (category in heard or not heard)
-                inside = visual[t][cells[t]].mean(axis=0)
-                outside = visual[t][~cells[t]].mean(axis=0)
-                assert inside[looks[category]].mean() > outside[looks[category]].mean()
+                assert seen
+                if category not in heard:
+                    assert heard and all(c // 4 != category // 4 for c in heard)
+                    cases["event behind a passing sound"] += 1
+                look = world.looks[category] > 1
+                assert visual[t][cells[t]][:, look].mean() > visual[t][~cells[t]][:, look].mean()
                 cases["event"] += 1
             elif seen:
                 assert category not in heard
@@ -90,7 +91,7 @@ def test_only_hearing_and_seeing_tells_an_event():
             else:
                 cases["neither"] += 1
         assert cells.sum(axis=(1, 2)).max() <= 4
-    assert min(cases.values()) > 50, cases
+    assert min(cases.values()) > 25, cases
 
 
 def test_real_labels_and_splits(script, real_ave, tmp_path):

@@ -88,18 +88,18 @@ def test_evaluation_gives_the_figures_of_training_without_repeated_options(train
         assert accuracy == (f"{100 * np.mean(right[label]):.2f} %" if right[label] else "-")
 
 
-def test_any_batch_size_evaluates_all_videos(trained, tiny_folder, script):
+def test_any_batch_size_evaluates_all_videos(trained, tiny_folder, main_in_process):
     setting, folder, _ = trained
     options = ("--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder)
-    whole = script(MAIN[setting], *options, "--batch_size", 1000).stdout
-    assert script(MAIN[setting], *options, "--batch_size", 4).stdout == whole
+    outputs = [main_in_process(MAIN[setting], *options, "--batch_size", size)[1] for size in (1000, 4)]
+    assert outputs[0] == outputs[1] and "val accuracy" in outputs[0]
 
 
-def test_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, script):
+def test_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, main_in_process):
     setting, folder, _ = trained
     other = {"fully": "weakly", "weakly": "fully"}[setting]
-    done = script(MAIN[other], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder, code=2)
-    assert f"{setting} supervised checkpoint" in done.stderr and done.stderr.count("\n") == 1
+    code, _, error = main_in_process(MAIN[other], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder)
+    assert code == 2 and f"{setting} supervised checkpoint" in error and error.count("\n") == 1
 
 
 def same_run(folder, other, setting):
@@ -117,7 +117,7 @@ def test_same_seed_same_bits_and_another_seed_others(trained, tiny_folder, scrip
     again = script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "again")
     same_run(folder, tmp_path / "again", setting)
     assert again.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]
-    script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "other", "--seed", 124)
+    script(MAIN[setting], *RUN, "--nb_epoch", 1, "--data_dir", tiny_folder, "--output_dir", tmp_path / "other", "--seed", 124)
     assert log_of(tmp_path / "other", setting)[1]["loss"] != log_of(folder, setting)[1]["loss"]
 
 
@@ -140,11 +140,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trained, tiny_fold
     same_run(folder, tmp_path / "out", setting)
 
 
-def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_folder, script):
+def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_folder, main_in_process):
     setting, folder, _ = trained
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    done = script(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", folder, "--resume", "--lr", 0.5, code=2)
-    assert "lr: 0.001 -> 0.5" in done.stderr
+    code, _, error = main_in_process(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", folder, "--resume", "--lr", 0.5)
+    assert code == 2 and "lr: 0.001 -> 0.5" in error
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
