@@ -8,9 +8,10 @@
 Nothing here is tied to one network, nor to the sizes of AVE: videos, segments, map size, feature widths and the number
 of labels are read from the files. The last label is background.
 """
-import hashlib
+import math
 import re
-from contextlib import contextmanager
+import zlib
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,11 +151,11 @@ class AVEDataset(Dataset):
         self.video = torch.cat([self.video, self.sizes.videos + background_rows])
 
     def digest(self):
-        """A short hash of rows, labels, audio features and one region of each visual map: tells two data sets apart."""
-        digest = hashlib.sha256()
-        for values in (self.video, self.labels, self.audio, self.visual[:, :, 0, 0].contiguous()):
-            digest.update(values.numpy())
-        return digest.hexdigest()[:16]
+        """A short checksum of all that the items hold: tells whether two runs had the same data."""
+        checksum = 0
+        for values in self[:].values():
+            checksum = zlib.crc32(values.contiguous().numpy(), checksum)
+        return f"{checksum:08x}"
 
     def __len__(self):
         return len(self.video)
@@ -180,6 +181,8 @@ def read_annotations(path):
 
     Raises DataError, with the line's number, for a line that is not of that form.
     """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: not found, or not a file")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -215,23 +218,50 @@ def label_names(annotations=None, labels=len(AVE_LABELS)):
 
 @contextmanager
 def open_file(path, name):
-    """The HDF5 dataset of the AVE file `name` at `path`; DataError where it cannot be read."""
-    key = AVE_FILES[name].key
-    try:
-        # A cache that holds one chunk of any reasonable file, so that a chunk is decompressed once.
-        with h5py.File(path, "r", rdcc_nbytes=2**28) as file:
-            if not isinstance(file.get(key), h5py.Dataset):
-                raise DataError(f"{path}: has no HDF5 dataset '{key}' (it has: {', '.join(file) or 'nothing'}); "
-                                f"it should hold {AVE_FILES[name].what}")
-            if file[key].dtype.kind not in "fiu":
-                raise DataError(f"{path}: '{key}' holds {file[key].dtype}, not numbers")
-            yield file[key]
-    except (OSError, RuntimeError, KeyError) as error:
-        if isinstance(error, BlockingIOError):
+    """The HDF5 dataset of the AVE file `name` at `path`; DataError where it cannot be read, or is not whole."""
+    with ExitStack() as stack:
+        try:
+            # A cache that holds one chunk of any reasonable file, so that a chunk is decompressed once.
+            file = stack.enter_context(h5py.File(path, "r", rdcc_nbytes=2**28))
+            dataset = _whole_dataset(path, name, file)
+        except DataError:
+            raise
+        except BlockingIOError as error:
             raise DataError(f"{path}: another process is writing to it; wait until that is done") from error
-        if isinstance(error, PermissionError):
+        except PermissionError as error:
             raise DataError(f"{path}: may not be read (permission denied)") from error
-        raise DataError(f"{path}: cannot be read as HDF5 ({_first_line(error)}); download or make it again") from error
+        except Exception as error:      # whatever a broken file leads HDF5 into
+            raise _unreadable(path, error) from error
+        yield dataset
+
+
+def _whole_dataset(path, name, file):
+    """The HDF5 dataset in an open file; DataError where it is not numbers that all lie in this file."""
+    key, what = AVE_FILES[name].key, AVE_FILES[name].what
+    if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
+        raise DataError(f"{path}: '{key}' is a link to another file; name that file instead")
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset):
+        others = [str(other) for other in file if other != key]
+        raise DataError(f"{path}: has no HDF5 dataset '{key}' (it has: {', '.join(others)[:100] or 'nothing else'}); "
+                        f"it should hold {what}")
+    if dataset.dtype.kind not in "fiu":
+        raise DataError(f"{path}: '{key}' holds {dataset.dtype}, not numbers")
+    if not dataset.shape:
+        raise DataError(f"{path}: '{key}' is a single value or nothing; it should hold {what}")
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{path}: '{key}' has its numbers in other files; copy them into one (h5repack does)")
+    if dataset.chunks is None:
+        missing = dataset.nbytes - dataset.id.get_storage_size()
+    else:
+        missing = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks)) - dataset.id.get_num_chunks()
+    if missing > 0:
+        raise DataError(f"{path}: was never written to its end; download or make it again")
+    return dataset
+
+
+def _unreadable(path, error):
+    return DataError(f"{path}: cannot be read as HDF5 ({_first_line(error)}); download or make it again")
 
 
 def _first_line(error):
@@ -279,8 +309,11 @@ def _check_shape(files, name, expected, other):
 
 def _read_block(path, file, rows):
     """The rows (a slice) as the file holds them, float64 as float32; DataError where one is NaN or infinite."""
-    block = file[rows]
-    if block.dtype == np.float64:
+    try:
+        block = file[rows]
+    except Exception as error:      # as above
+        raise _unreadable(path, error) from error
+    if block.dtype.kind == "f" and block.dtype.itemsize > 4:
         with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite, and is found below
             block = block.astype(np.float32)
     if not np.isfinite(block.sum(dtype=np.float64)):      # NaN and infinity both survive a sum: one pass, no copy
@@ -316,19 +349,21 @@ def read_label_share(files):
 
 
 def read_order(files, name, videos):
-    """Video rows [n] int64 of a split; DataError where it is empty or names a row that does not exist."""
+    """Video rows [n] int64 of a split; DataError where it is empty, or names a row that does not exist or twice."""
     path = files[name]
     with open_file(path, name) as file:
         if len(file.shape) != 1 or file.dtype.kind not in "iu":
             raise DataError(f"{path}: holds {file.dtype} of shape {file.shape}; expected a list of whole numbers, "
                             f"the {AVE_FILES[name].what}")
-        order = file[:].astype(np.int64)
+        order = _read_block(path, file, slice(0, len(file)))
     if len(order) == 0:
         raise DataError(f"{path}: the split has no videos")
     wrong = (order < 0) | (order >= videos)
     if wrong.any():
         raise DataError(f"{path}: names video row {order[wrong][0]}, but {files['labels']} has rows 0 to {videos - 1}")
-    return torch.from_numpy(order)
+    if len(np.unique(order)) < len(order):
+        raise DataError(f"{path}: names {len(order) - len(np.unique(order))} rows more than once; get the order files again")
+    return torch.from_numpy(order.astype(np.int64))
 
 
 def _read_features(files, parts):

@@ -39,8 +39,13 @@ class UserError(Exception):
 def run_script(main):
     """Runs a script's main function; an error that a user can mend ends in one line and exit code 2."""
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")      # names that the terminal cannot show end no run
     try:
         main()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        sys.exit(_fail(f"{script}: error: not enough memory ({' '.join(str(error).split())[:120] or 'MemoryError'}); "
+                       "try a smaller --batch_size, or smaller sizes"))
     except (UserError, DataError) as error:
         sys.exit(_fail(f"{script}: error: {error}"))
     except OSError as error:
@@ -69,16 +74,15 @@ class OptionParser(argparse.ArgumentParser):
         sys.exit(_fail(f"{self.prog}: error: {message} (see --help)"))
 
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=10**9):
     """An argparse type: an int or float in low..high."""
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high or math.isinf(value):
-            limits = f"{low} or more" if high == math.inf else f"in {low}..{high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number {limits}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {'a whole' if kind is int else 'a'} number in {low}..{high}")
         return value
     return parse
 
@@ -165,9 +169,9 @@ def select_device(name):
     """The torch device of that name; UserError where this machine has none such."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]})") from error
+        torch.zeros(1, device=device).item()
+    except Exception as error:      # each backend has its own kind
+        raise UserError(f"--device {name}: cannot be used here ({(str(error) or type(error).__name__).splitlines()[0]})") from error
     return device
 
 
@@ -210,7 +214,7 @@ class Predictions:
 def predict(network, dataset, batch_size, device, progress=None, stop=lambda: False):
     """`Predictions` for all videos of the dataset, the last short batch included.
 
-    Returns None, unfinished, once stop() is true.
+    Returns None, unfinished, once stop() is true. Raises UserError where the network's output is not finite.
     """
     network.eval()
     predicted, probability = [], []
@@ -224,13 +228,18 @@ def predict(network, dataset, batch_size, device, progress=None, stop=lambda: Fa
             progress.update(len(positions))
         if stop():
             return None
-    return Predictions(dataset.video.numpy(), dataset.labels.numpy(),
-                       torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy())
+    predicted, probability = torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy()
+    finite = np.isfinite(probability).all(axis=1)
+    if not finite.all():
+        raise UserError(f"the network's output for video row {dataset.video[finite.argmin()]} is NaN or infinite: "
+                        "its weights or the features are too large")
+    return Predictions(dataset.video.numpy(), dataset.labels.numpy(), predicted, probability)
 
 
 def evaluate_checkpoint(args, given, setting):
     """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions if asked to."""
     device = select_device(args.device)
+    check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load_checkpoint(args.trained_model_path, setting)
     data = read_data(args, given, ["val", "test"])
     network = network_of_checkpoint(checkpoint, args.trained_model_path, data["val"].sizes, args.threshold).to(device)
@@ -261,6 +270,16 @@ def print_label_table(results, names):
             accuracy, count = result.label_accuracy(label)
             row += f"  {count:>14}  " + (f"{100 * accuracy:>6.2f} %" if count else f"{'-':>8}")
         print(row)
+
+
+def check_predictions_path(path, checkpoint_path):
+    """Raises UserError, before any work, where predictions cannot be written or would replace what they must not."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--save_predictions {path}: there is no folder {path.parent}")
+    if path.exists() and (path.suffix != ".json" or not path.is_file() or path.samefile(checkpoint_path)):
+        raise UserError(f"--save_predictions {path}: is there already; only a .json file is replaced, choose another name")
 
 
 def save_predictions(path, results, names, ids):
@@ -418,7 +437,7 @@ class Run:
             print(f"{self.state_path}: not there, so there is nothing to resume; starting from the first epoch")
         if self.log_path.exists():
             lock(self.log_path.open("rb"), self.log_path).close()
-        keep_aside([self.checkpoint_path, self.log_path, self.state_path])
+        keep_aside([self.state_path, self.checkpoint_path, self.log_path])      # the state first: it says what to resume
         self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
         self._log({"run": self.about})
         self._save_state()
@@ -426,26 +445,40 @@ class Run:
     def _resume(self):
         try:
             state = read_file(self.state_path)
-        except CheckpointError as error:
-            raise UserError(f"{self.state_path}: {error}; without it the run cannot go on") from error
-        for key in ("setting", "network", "settings", "data"):
-            changed = differences(state["about"][key], self.about[key])
-            if changed:
-                raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
-                                f"({changed}); give the same, or choose another --output_dir")
+            if not isinstance(state, dict) or state.keys() != self._state(0).keys():
+                raise CheckpointError("is not the state of a run")
+            for key in ("setting", "network", "settings", "data"):
+                changed = differences(state["about"][key], self.about[key])
+                if changed:
+                    raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
+                                    f"({changed}); give the same, or choose another --output_dir")
+            self._restore(state)
+        except (CheckpointError, *_WRONG_CONTENT) as error:
+            raise UserError(f"{self.state_path}: cannot be resumed from ({_one_line(error)}); "
+                            "start again without --resume, the files here are kept under a numbered name") from error
+        for path, wanted in ((self.log_path, state["log_bytes"]), (self.checkpoint_path, 1 if self.best else 0)):
+            if (path.stat().st_size if path.exists() else 0) < wanted:
+                raise UserError(f"{path}: is missing or cut short, so the run cannot go on; start again without --resume")
         self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
         self.log.truncate(state["log_bytes"])
+        print(f"going on with the run in {self.args.output_dir} at epoch {self.epoch}, batch {self.step}")
+
+    def _restore(self, state):
         for name in ("epoch", "step", "checks", "best", "best_test", "last"):
             setattr(self, name, state[name])
+        if not (0 <= self.epoch <= self.args.nb_epoch and 0 <= self.step and 0 <= state["log_bytes"]):
+            raise ValueError("its position is impossible")
         self.loss_sum += state["loss_sum"]
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         set_random_state(state["random"])
-        print(f"going on with the run in {self.args.output_dir} at epoch {self.epoch}, batch {self.step}")
 
     def _save_state(self):
-        save_tensors(self.state_path, {
+        save_tensors(self.state_path, self._state(self.log.tell()))
+
+    def _state(self, log_bytes):
+        return {
             "about": self.about,
             "epoch": self.epoch, "step": self.step, "checks": self.checks,
             "best": self.best, "best_test": self.best_test, "last": self.last,
@@ -454,8 +487,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random_state(),
-            "log_bytes": self.log.tell(),
-        })
+            "log_bytes": log_bytes,
+        }
 
     def _log(self, record):
         with naming(self.log_path):
@@ -574,12 +607,39 @@ def load_checkpoint(path, setting=None):
             content = _checkpoint_of_state(path, state, setting)
     except CheckpointError as error:
         raise UserError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or not {"setting", "model_name", "network", "weights"} <= content.keys():
-        raise UserError(f"{path}: is not a checkpoint of these networks")
+    wrong = _wrong_in_checkpoint(content)
+    if wrong:
+        raise UserError(f"{path}: is not a checkpoint of these networks: {wrong}")
     if setting is not None and content["setting"] != setting:
-        raise UserError(f"{path}: is a {str(content['setting'])[:20]} supervised checkpoint; "
+        raise UserError(f"{path}: is a {content['setting']} supervised checkpoint; "
                         f"evaluate it with the other script, not the {setting} supervised one")
     return content
+
+
+def _wrong_in_checkpoint(content):
+    """What is wrong with the plain values of a checkpoint, '' where nothing is."""
+    def whole(value, high):
+        return type(value) is int and 1 <= value <= high
+    kinds = {"audio_dim": lambda value: whole(value, 10**6), "visual_dim": lambda value: whole(value, 10**6),
+             "labels": lambda value: whole(value, 10**6),
+             "map_size": lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(whole(n, 1000) for n in value),
+             "threshold": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+             **{name: lambda value: type(value) is bool for name in FULLY_SUPERVISED}}
+    if not isinstance(content, dict) or not {"setting", "model_name", "network", "weights"} <= content.keys():
+        return "it has no setting, model_name, network or weights"
+    if content["setting"] not in ("fully", "weakly") or content["model_name"] != "PSP":
+        return "its setting or model_name is unknown"
+    if not isinstance(content["network"], dict) or content["network"].keys() != kinds.keys():
+        return "its network has other options"
+    for name, fits in kinds.items():
+        if not fits(content["network"][name]):
+            return f"its network's {name} is impossible"
+    if type(content.get("epoch", 0)) is not int or not 0 <= content.get("epoch", 0) < 10**9:
+        return "its epoch is impossible"
+    if not isinstance(content["weights"], dict) or not all(
+            isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in content["weights"].items()):
+        return "its weights are not named tensors"
+    return ""
 
 
 def _checkpoint_of_state(path, state, wanted):
@@ -610,13 +670,10 @@ def network_of_checkpoint(checkpoint, path, sizes=None, threshold=None):
     sizes: those of the data that it is meant for; threshold: the pruning threshold, if not the checkpoint's own.
     Raises UserError where the checkpoint's parts do not fit each other, or not these sizes.
     """
-    try:
-        options = dict(checkpoint["network"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: does not say which network it holds") from error
+    options = dict(checkpoint["network"])
     for name, needed in (network_sizes(sizes) if sizes else {}).items():
-        if tuple_of(options.get(name)) != tuple_of(needed):
-            raise UserError(f"{path}: was trained with {name} {str(options.get(name))[:40]}, but the data has {needed}")
+        if options[name] != needed and options[name] != list(np.ravel(needed)):
+            raise UserError(f"{path}: was trained with {name} {options[name]}, but the data has {needed}")
     if threshold is not None:
         options["threshold"] = threshold
     weights = checkpoint["weights"]
@@ -626,9 +683,8 @@ def network_of_checkpoint(checkpoint, path, sizes=None, threshold=None):
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             raise ValueError("its weights are not float32")
         network.load_state_dict(weights, strict=True, assign=True)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path}: does not hold the network that it says it holds "
-                        f"({' '.join(str(error).split())[:200]})") from error
+    except _WRONG_CONTENT as error:
+        raise UserError(f"{path}: does not hold the network that it says it holds ({_one_line(error)})") from error
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{path}: its weight {name} is NaN or infinite; the file is broken, or its training failed")
@@ -640,8 +696,13 @@ def network_sizes(sizes):
     return dict(audio_dim=sizes.audio_dim, visual_dim=sizes.visual_dim, map_size=sizes.map_size, labels=sizes.labels)
 
 
-def tuple_of(value):
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+# What Python and torch raise where a value is not of the kind, size or name that the code expects.
+_WRONG_CONTENT = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+
+
+def _one_line(error):
+    """The message of an error in printable characters on one short line."""
+    return "".join(character for character in " ".join(str(error).split()) if character.isprintable())[:200]
 
 
 def save_tensors(path, content):

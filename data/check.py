@@ -19,6 +19,7 @@ from dataset import (AVE_FILES, SPLITS, DataError, check_weak_shapes, find_files
 from utils import OptionParser, run_script  # noqa: E402
 
 BLOCK_BYTES = 2**25
+FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32
 
 
 def scan(path, name):
@@ -29,18 +30,18 @@ def scan(path, name):
         row |= {"shape": " x ".join(map(str, file.shape)), "dtype": str(file.dtype),
                 "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout}
         low, high, zeros, odd = np.inf, -np.inf, 0, 0
+        if file.size == 0:
+            return row, [f"{path}: holds nothing; it should hold {AVE_FILES[name].what}"]
         step = max(1, BLOCK_BYTES // max(1, file.dtype.itemsize * int(np.prod(file.shape[1:]))))
         for start in tqdm(range(0, len(file), step), desc=path.name, leave=False, delay=1):
             block = file[start:start + step]
             zeros += block.size - np.count_nonzero(block)
             low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
-            if not np.isfinite(low + high):
-                finite = np.isfinite(block)
-                odd += finite.size - np.count_nonzero(finite)
+            if not (-FLOAT32_MAX <= low and high <= FLOAT32_MAX):
+                odd += block.size - np.count_nonzero(abs(block) <= FLOAT32_MAX)
         if odd:
             problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
-        if file.size:
-            row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %", "not finite": str(odd)}
+        row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %", "not finite": str(odd)}
     return row, problems
 
 
@@ -67,30 +68,28 @@ class Audit:
             return None
 
 
-def check_labels(audit, files, sizes, annotations):
-    """Segment labels [videos, T] int, or None; agreement of all label files with them."""
+def check_labels(audit, files, sizes, annotations, weak):
+    """Segment labels [videos, T] int, or None; agreement with them of the annotations and, if weak, of the other labels."""
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
     labels = labels.numpy()
     one_hot = np.eye(sizes.labels)[labels]
-    if "label_share" in files:
+    if weak:
         share = audit.attempt(read_label_share, files)
-        if share is not None and share.shape == one_hot[:, 0].shape:
+        if share is not None:
             wrong = (abs(share.numpy() - one_hot.mean(axis=1)) > 1e-4).any(axis=1)
             if wrong.any():
                 audit.problems.append(
                     f"{files['label_share']}: {wrong.sum()} videos have another share of labels than {files['labels']} (first in "
                     f"row {wrong.argmax()}); build both with data/prepare_labels.py")
-    if "video_labels" in files:
         category = audit.attempt(read_one_hot, files, "video_labels")
-        if category is not None and len(category) == len(labels):
+        if category is not None:
             wrong = ((labels != sizes.background) & (labels != category.numpy()[:, None])).any(axis=1)
             if wrong.any():
                 audit.problems.append(
                     f"{files['video_labels']}: {wrong.sum()} videos have another category than their segments in "
                     f"{files['labels']} (first in row {wrong.argmax()}); build both with data/prepare_labels.py")
-    if "labels_bg" in files:
         background = audit.attempt(read_one_hot, files, "labels_bg")
         if background is not None and (background != sizes.background).any():
             audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
@@ -117,8 +116,6 @@ def check_orders(audit, files, videos):
             if order is not None:
                 orders[split] = order.tolist()
     for split, rows in orders.items():
-        if len(set(rows)) < len(rows):
-            audit.problems.append(f"{files[f'order_{split}']}: names {len(rows) - len(set(rows))} rows more than once")
         for other in SPLITS[SPLITS.index(split) + 1:]:
             shared = set(rows) & set(orders.get(other, []))
             if shared:
@@ -194,9 +191,9 @@ def main():
         audit.problems.append(f"{annotations_path}: has {len(annotations)} lines, but the data has {sizes.videos} videos")
         annotations = None
     if sizes:
-        if args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys():
-            audit.attempt(check_weak_shapes, files, sizes)
-        labels = check_labels(audit, files, sizes, annotations)
+        weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
+        weak = weak and audit.attempt(check_weak_shapes, files, sizes) is not None
+        labels = check_labels(audit, files, sizes, annotations, weak)
         orders = check_orders(audit, files, sizes.videos)
         if annotations:
             note_repeated_ids(audit, annotations, orders)

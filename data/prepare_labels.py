@@ -91,8 +91,8 @@ def main():
                         help="of AVE, a line category&YouTube id&quality&start&end for each video (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), metavar="DIR",
                         help="where the label files go (default: %(default)s)")
-    parser.add_argument("--segments", type=number(int, 1), default=10, help="segments of a video (default: %(default)s)")
-    parser.add_argument("--background_videos", type=number(int, 0), default=178, metavar="N",
+    parser.add_argument("--segments", type=number(int, 1, 1000), default=10, help="segments of a video (default: %(default)s)")
+    parser.add_argument("--background_videos", type=number(int, 0, 10**6), default=178, metavar="N",
                         help="rows of labels_noisy.h5 (default: %(default)s)")
     add_overwrite_option(parser)
     args = parser.parse_args()

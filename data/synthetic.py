@@ -24,14 +24,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import label_files, new_h5, write_h5  # noqa: E402
-from dataset import AVE_FILES, AVE_LABELS, SPLITS, Annotation, find_files, read_annotations  # noqa: E402
-from utils import OptionParser, UserError, add_overwrite_option, number, refuse_to_overwrite, run_script  # noqa: E402
+from dataset import AVE_FILES, AVE_LABELS, SPLITS, Annotation, find_files, read_annotations, read_order  # noqa: E402
+from utils import OptionParser, add_overwrite_option, number, refuse_to_overwrite, run_script  # noqa: E402
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
 SHARE_OF_FULL_VIDEOS = 0.664
@@ -153,15 +152,10 @@ def own_orders(generator, sizes):
     return {split: np.sort(part) for split, part in zip(SPLITS, parts)}
 
 
-def read_orders(folder):
-    """{split: rows} of published order files."""
-    names = {split: f"order_{split}" for split in SPLITS}
-    files = find_files(folder, names.values())
-    orders = {}
-    for split, name in names.items():
-        with h5py.File(files[name]) as file:
-            orders[split] = file[AVE_FILES[name].key][:]
-    return orders
+def read_orders(folder, annotations_path, videos):
+    """{split: rows} of published order files; DataError where one does not fit the annotations."""
+    files = find_files(folder, [f"order_{split}" for split in SPLITS])
+    return {split: read_order({**files, "labels": annotations_path}, f"order_{split}", videos).numpy() for split in SPLITS}
 
 
 def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells):
@@ -189,16 +183,16 @@ def options():
                         help="0: hardly any noise, 1: hardly anything but noise (default: %(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="(default: %(default)s)")
     for split, videos in zip((*SPLITS, "background"), (400, 100, 100, 24)):
-        parser.add_argument(f"--{split}", type=number(int, 1 if split != "background" else 0), default=videos, metavar="N",
+        parser.add_argument(f"--{split}", type=number(int, 1 if split != "background" else 0, 10**6), default=videos, metavar="N",
                             help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
                                  "default: %(default)s)")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
     parser.add_argument("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
-    parser.add_argument("--categories", type=number(int, 1), default=28, help="(default: %(default)s)")
-    parser.add_argument("--segments", type=number(int, 1), default=10, help="(default: %(default)s)")
-    parser.add_argument("--audio_dim", type=number(int, 1), default=128, help="(default: %(default)s)")
-    parser.add_argument("--map_size", type=number(int, 1), default=7, help="height and width of the map (default: %(default)s)")
-    parser.add_argument("--visual_dim", type=number(int, 1), default=512, help="(default: %(default)s)")
+    parser.add_argument("--categories", type=number(int, 1, 1000), default=28, help="(default: %(default)s)")
+    parser.add_argument("--segments", type=number(int, 1, 1000), default=10, help="(default: %(default)s)")
+    parser.add_argument("--audio_dim", type=number(int, 1, 100000), default=128, help="(default: %(default)s)")
+    parser.add_argument("--map_size", type=number(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
+    parser.add_argument("--visual_dim", type=number(int, 1, 100000), default=512, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
                         help="of the features; the published ones are (default: %(default)s)")
     add_overwrite_option(parser)
@@ -215,11 +209,8 @@ def main():
     refuse_to_overwrite([args.output_dir / name for name in names], args.overwrite)
 
     if args.annotations:
-        annotations, orders = read_annotations(args.annotations), read_orders(args.orders)
-        for split, rows in orders.items():
-            if rows.max(initial=-1) >= len(annotations):
-                raise UserError(f"{args.orders}: the {split} split names video row {rows.max()}, but {args.annotations} "
-                                f"has {len(annotations)} lines")
+        annotations = read_annotations(args.annotations)
+        orders = read_orders(args.orders, args.annotations, len(annotations))
     else:
         generator = np.random.default_rng([args.seed, 3])
         sizes = [args.train, args.val, args.test]

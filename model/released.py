@@ -21,6 +21,7 @@ from psp_model import RELEASED_NAMES, RELEASED_UNUSED, our_name
 
 MAX_FILE_BYTES = 2**30         # the released checkpoints have 7 MB
 MAX_PICKLE_BYTES = 2**21       # the part that is not tensors; 20 KB there
+MAX_ITEMS = 10**6              # that a pickle may copy from one container to another, and modules within modules
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -198,6 +199,7 @@ def _run_pickle(stream, storages):
     """The object that the pickle at the stream's position builds; its storages are added to {key: _Storage}."""
     start = stream.tell()
     stack, marks, memo = [], [], {}
+    room = MAX_ITEMS
 
     def pop_to_mark():
         start = marks.pop()
@@ -208,6 +210,8 @@ def _run_pickle(stream, storages):
     for operation, argument, position in pickletools.genops(stream):
         if position - start > MAX_PICKLE_BYTES:
             raise CheckpointError("is no checkpoint of these networks: what is not tensors is too long")
+        if room < 0:
+            raise CheckpointError("is refused: its pickle copies far more than it holds")
         match operation.name:
             case "PROTO" | "FRAME":
                 pass
@@ -252,9 +256,11 @@ def _run_pickle(stream, storages):
                 stack.append(_named(_expect(stack.pop(), str), _expect(name, str)))
             case "NEWOBJ" | "REDUCE":
                 arguments = _expect(stack.pop(), tuple)
+                room -= sum(len(argument) for argument in arguments if isinstance(argument, (dict, list, tuple)))
                 stack.append(_made(_expect(stack.pop(), _Name).name, arguments))
             case "BUILD":
                 state = stack.pop()
+                room -= len(state) if isinstance(state, (dict, list, tuple)) else 0
                 _build(stack[-1], state)
             case "BINPERSID":
                 stack.append(_persistent(_expect(stack.pop(), tuple), storages))
@@ -362,24 +368,27 @@ def _persistent(identity, storages):
 def state_of(content):
     """{parameter name: tensor} of a pickled module or a state dict, None if the content is neither."""
     if isinstance(content, ModuleRecord):
-        return _module_state(content, "", 0)
+        return _module_state(content)
     if isinstance(content, dict) and content and all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         return dict(content)
     return None
 
 
-def _module_state(module, prefix, depth):
-    if depth > 10:
-        raise CheckpointError("is no checkpoint of these networks: its modules are nested too deeply")
-    state = {}
-    for kind in ("_parameters", "_buffers"):
-        for name, value in _expect(module.attributes.get(kind, {}), dict).items():
-            if isinstance(value, torch.Tensor):
-                state[f"{prefix}{name}"] = value
-    for name, inner in _expect(module.attributes.get("_modules", {}), dict).items():
-        if isinstance(inner, ModuleRecord):
-            state.update(_module_state(inner, f"{prefix}{name}.", depth + 1))
+def _module_state(root):
+    state, waiting, visited = {}, [("", root)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        visited += 1
+        if visited > 1000 or prefix.count(".") > 10:
+            raise CheckpointError("is no checkpoint of these networks: it has too many modules")
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _expect(module.attributes.get(kind, {}), dict).items():
+                if isinstance(value, torch.Tensor):
+                    state[f"{prefix}{name}"] = value
+        for name, inner in _expect(module.attributes.get("_modules", {}), dict).items():
+            if isinstance(inner, ModuleRecord):
+                waiting.append((f"{prefix}{name}.", inner))
     return state
 
 
@@ -401,9 +410,9 @@ def released_weights(state, setting):
             if name.split(".")[0] not in RELEASED_UNUSED[setting]:
                 unknown.append(name)
     if unknown:
-        raise CheckpointError(f"is no {setting} supervised network of the authors': it has {', '.join(unknown)[:200]}")
+        raise CheckpointError(f"is no {setting} supervised network of the authors': it has {ascii(unknown[:5])[1:-1]}")
     missing = [name for name in RELEASED_NAMES[setting]
-               if not any(our_name(f"{name}.x", setting)[:-1] == ours[:ours.rindex(".") + 1] for ours in weights)]
+               if not any(ours.rpartition(".")[0] == RELEASED_NAMES[setting][name] for ours in weights)]
     if missing:
         raise CheckpointError(f"is no {setting} supervised network of the authors': it has no {', '.join(missing)[:200]}")
     return weights

@@ -41,6 +41,10 @@ DAMAGE = {
     "truncated": (lambda folder: (folder / "visual_feature.h5").write_bytes(
         (folder / "visual_feature.h5").read_bytes()[:-9]), "visual_feature.h5: cannot be read", "download"),
     "NaN": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), np.nan)), "audio_feature.h5: 1 values are NaN", "again"),
+    "too large": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), 1e300)), "1 values are NaN", "again"),
+    "one value": (lambda folder: rewrite(folder / "mil_labels.h5", 1.0), "mil_labels.h5: 'avadataset' is a single value", ""),
+    "wrong axes": (change("mil_labels.h5", lambda a: a[:, None]), "mil_labels.h5: has shape", ""),
+    "empty": (change("val_order.h5", lambda a: a[:0], "order"), "val_order.h5: holds nothing", ""),
     "count": (change("audio_feature.h5", lambda a: a[1:]), "audio_feature.h5: has shape", "right_labels.h5"),
     "share": (change("prob_label.h5", lambda a: with_value(a, 7, [0, 0, 0.5, 0, 0.5])), "prob_label.h5: 1 videos", "row 7"),
     "category": (change("mil_labels.h5", lambda a: np.roll(a, 1, axis=1)), "mil_labels.h5:", "prepare_labels.py"),

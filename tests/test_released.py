@@ -203,6 +203,26 @@ def storage_pickle(numel, size, stride=(1,), offset=0, key=b"0"):
             + b"\x89}tR.")
 
 
+def many_modules():
+    """A module whose ten parts are one module, whose ten parts are one module, and so on: 10^12 paths."""
+    module = ModuleRecordPickle({})
+    for _ in range(12):
+        module = ModuleRecordPickle({str(number): module for number in range(10)})
+    buffer = io.BytesIO()
+    torch.save(module, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+class ModuleRecordPickle(torch.nn.ReLU):
+    def __init__(self, parts):
+        super().__init__()
+        self._modules = parts
+
+    def __reduce__(self):
+        return torch.nn.ReLU, (), {"_modules": self._modules}
+
+
+LIST = b"]q\x00(" + b"K\x01" * 100_000 + b"e0"       # memo 0: a list of 100,000 numbers
 FLOATS = struct.pack("<4f", 1, 2, 3, 4)
 RAW = {
     "empty": b"",
@@ -219,6 +239,9 @@ RAW = {
     "deep value": zip_of(b"\x80\x02)" + b"\x85" * 10**6 + b"."),
     "deep lists": zip_of(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."),
     "stack of nothing": zip_of(b"\x80\x02a."),
+    "modules within modules": many_modules(),
+    "a list copied over and over": zip_of(b"\x80\x02" + LIST + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 50_000 + b"."),
+    "pairs copied over and over": zip_of(b"\x80\x02" + LIST + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 9 + b"."),
     "no end": zip_of(b"\x80\x02NNNN"),
     "extension registry": zip_of(b"\x80\x02\x82\x01."),
     "old instance": zip_of(b"(S'touch x'\nios\nsystem\n."),

@@ -148,6 +148,27 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("damage, expected", [
+    (lambda folder: (folder / "PSP_fully.jsonl").unlink(), "PSP_fully.jsonl: is missing"),
+    (lambda folder: (folder / "PSP_fully.pt").unlink(), "PSP_fully.pt: is missing"),
+    (lambda folder: (folder / "PSP_fully_state.pt").write_bytes((folder / "PSP_fully.pt").read_bytes()), "not the state of a run"),
+    (lambda folder: change_state(folder, epoch=-5), "position is impossible"),
+    (lambda folder: change_state(folder, optimizer={}), "cannot be resumed from"),
+    (lambda folder: change_state(folder, random="x"), "cannot be resumed from"),
+    (lambda folder: change_state(folder, about=[]), "cannot be resumed from"),
+], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "about"])
+def test_a_damaged_run_is_not_resumed(main_in_process, tiny_folder, tmp_path, damage, expected):
+    options = ("--train", "--nb_epoch", 2, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    assert main_in_process(MAIN["fully"], *options)[0] == 0
+    damage(tmp_path)
+    code, _, error = main_in_process(MAIN["fully"], *options, "--resume")
+    assert code == 2 and expected in error and error.strip().count("\n") == 0
+
+
+def change_state(folder, **changes):
+    utils.save_tensors(folder / "PSP_fully_state.pt", {**read_file(folder / "PSP_fully_state.pt"), **changes})
+
+
 def test_files_of_an_earlier_run_are_kept_aside(main_in_process, tiny_folder, tmp_path):
     (tmp_path / "PSP_fully.pt").write_bytes(b"the authors' checkpoint")
     options = ("--train", "--nb_epoch", 1, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
@@ -219,6 +240,37 @@ def test_the_network_learns_eight_videos_by_heart(tiny_folder):
     assert (predicted == batch["labels"]).double().mean() > 0.95
 
 
+@pytest.mark.parametrize("name, value", [
+    ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12), ("labels", -1),
+    ("map_size", [3]), ("weighting", None), ("audio_dim", torch.ones(3)), ("map_size", [[[]] * 9] * 9)], ids=range(9))
+def test_impossible_options_in_a_checkpoint_are_refused(tmp_path, name, value):
+    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
+    utils.save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": {**options, name: value},
+                                             "weights": PSPNetwork(**options).state_dict()})
+    with pytest.raises(utils.UserError, match=r"impossible|broken"):
+        utils.load_checkpoint(tmp_path / "PSP.pt")
+
+
+def test_weights_that_overflow_give_no_figures(main_in_process, tiny_folder, tmp_path):
+    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
+    weights = {name: weight * 3e37 if "classifier" in name else weight for name, weight in PSPNetwork(**options).state_dict().items()}
+    utils.save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": options, "weights": weights})
+    code, out, error = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder)
+    assert code == 2 and "NaN or infinite" in error and "accuracy" not in out
+
+
+@pytest.mark.parametrize("name, expected", [("nowhere/p.json", "no folder"), ("notes.txt", "is there already"),
+                                            ("PSP.pt", "is there already")])
+def test_predictions_replace_nothing_but_predictions(main_in_process, tiny_folder, tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(tmp_path)
+    for file in ("PSP.pt", "notes.txt"):
+        (tmp_path / file).write_text("precious")
+    code, _, error = main_in_process(MAIN["fully"], "--trained_model_path", "PSP.pt", "--save_predictions", name,
+                                     "--data_dir", tiny_folder)
+    assert code == 2 and expected in error
+    assert (tmp_path / "PSP.pt").read_text() == (tmp_path / "notes.txt").read_text() == "precious"
+
+
 BAD_OPTIONS = {
     "nothing to do": ([], "--train"),
     "both": (["--train", "--trained_model_path", "x.pt"], "either"),
@@ -230,6 +282,8 @@ BAD_OPTIONS = {
     "unknown option": (["--train", "--treshold", "0.1"], "--treshold"),
     "batch size 0": (["--train", "--batch_size", "0"], "--batch_size"),
     "batch too large": (["--train", "--batch_size", "25"], "25 is larger than the training set (24 videos)"),
+    "an endless number": (["--train", "--nb_epoch", "1" + 400 * "0"], "--nb_epoch"),
+    "a device without numbers": (["--train", "--device", "meta"], "--device meta"),
     "no epochs": (["--train", "--nb_epoch", "0"], "--nb_epoch"),
     "infinite weight": (["--train", "--LAMBDA", "inf"], "--LAMBDA"),
     "unknown device": (["--train", "--device", "abacus"], "--device abacus"),
@@ -269,6 +323,6 @@ def test_what_is_no_checkpoint_is_refused(main_in_process, tiny_folder, tmp_path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(main_in_process, tiny_folder, tmp_path):
-    code, _, error = main_in_process(MAIN["fully"], "--train", "--lr", "1e30", "--nb_epoch", 5, "--batch_size", 8,
+    code, _, error = main_in_process(MAIN["fully"], "--train", "--lr", "1e8", "--nb_epoch", 5, "--batch_size", 8,
                                      "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert code == 2 and re.search(r"the loss of epoch \d is (nan|inf)", error)
