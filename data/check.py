@@ -103,7 +103,7 @@ def check_labels(audit, files, sizes, annotations, weak):
                                       f"{wrong.argmax()}); build it with data/prepare_labels.py")
     empty = np.flatnonzero((labels == sizes.background).all(axis=1))
     if len(empty):
-        audit.notes.append(f"{len(empty)} videos have no event at all (rows {', '.join(map(str, empty[:10]))})")
+        audit.notes.append(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
     return labels
 
 
