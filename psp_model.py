@@ -67,12 +67,13 @@ class Propagation(NamedTuple):
 class PositiveSamplePropagation(nn.Module):
     """PSP: every segment gathers the segments of the other modality that are similar enough to it.
 
-    1. all pairs:    beta_va = relu(v2 a1^T / sqrt(d)), beta_av = beta_va^T
-    2. pruning:      gamma = beta where beta > threshold, else 0   (each row of beta sums to one)
-    3. aggregation:  v' = v + gamma_va a2, a' = a + gamma_av v1
+    1. all pairs:    S = relu(v2 a1^T / sqrt(d)); beta_va = S, beta_av = S^T, each row divided by its sum
+    2. pruning:      gamma = beta where beta > threshold, else 0
+    3. aggregation:  v' = v + gamma_va a2, a' = a + gamma_av v1, then a LayerNorm
 
-    `renormalise`: the rows of gamma sum to one again after pruning.
-    `output_layers`: v' and a' pass one more linear layer each before the LayerNorm.
+    v1, v2 (and a1, a2) are a linear layer, a ReLU and dropout of v (of a).
+    `renormalise`: the rows of gamma are divided by their sum once more.
+    `output_layers`: v' and a' pass one such layer each before the LayerNorm.
     The published fully supervised network has both, the weakly supervised one neither.
     """
 
@@ -140,7 +141,7 @@ class PSPNetwork(nn.Module):
     input_layers: two linear maps in front of AVGA's audio and behind its visual output
         (False: the audio features as they are, one linear map with bias for the visual ones).
     renormalise, output_layers, dropout: see `PositiveSamplePropagation`.
-    weighting: a branch that weighs each segment's scores by one number in 0..1 (weakly supervised).
+    weighting: a branch that multiplies each segment's scores by one number, sigmoid(relu(.)), so in 0.5..1.
     """
 
     def __init__(self, audio_dim, visual_dim, map_size, labels, *, threshold,
@@ -148,7 +149,7 @@ class PSPNetwork(nn.Module):
         super().__init__()
         lstm_dim = 128            # of each direction; also what the features are mapped to
         dim = 2 * lstm_dim
-        regions = map_size[0] * map_size[1]
+        regions = map_size[0] * map_size[1]      # R
 
         def input_map(width):     # no nonlinearity between the two, as released
             return nn.Sequential(nn.Linear(width, 256, bias=False), nn.Linear(256, lstm_dim, bias=False))

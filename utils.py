@@ -318,7 +318,7 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
 
     loss_function(output, batch) -> scalar; data: {"train", "val", "test": AVEDataset}; network_options rebuild it.
     Each epoch draws the batches anew and drops the last short one. Validation and test are scored every
-    args.check_epoch epochs and after the last one, which is kept only if there was no other check.
+    args.check_epoch epochs; the last epoch is scored in any case, but chosen from only if it is such a check, or the only one.
     Stopped by SIGINT or SIGTERM it finishes the step and saves its state; with args.resume it goes on from there.
     Raises UserError for a batch size over the training set and for a loss that is not finite.
     """
@@ -448,7 +448,8 @@ class Run:
             if not isinstance(state, dict) or state.keys() != self._state(0).keys():
                 raise CheckpointError("is not the state of a run")
             for key in ("setting", "network", "settings", "data"):
-                changed = differences(state["about"][key], self.about[key])
+                before, now = state["about"][key], self.about[key]
+                changed = differences(comparable(before), comparable(now)) if key == "settings" else differences(before, now)
                 if changed:
                     raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
                                     f"({changed}); give the same, or choose another --output_dir")
@@ -536,7 +537,7 @@ class Run:
         print(f"best validation accuracy: {percent(self.best['val_accuracy'])} (epoch {self.best['epoch']})")
         print(f"test accuracy at the best validation epoch: {percent(self.best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
-        print(f"best test accuracy over all {self.checks} checks: {percent(self.best_test['test_accuracy'])} (epoch "
+        print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: {percent(self.best_test['test_accuracy'])} (epoch "
               f"{self.best_test['epoch']}; chosen on the test set, as the released code does, so it is too high)")
         print(f"checkpoint: {self.checkpoint_path}   log: {self.log_path}")
 
@@ -546,6 +547,11 @@ def settings_of(args):
     elsewhere = {"train", "trained_model_path", "resume", "output_dir", "save_predictions", "annotations", "device"}
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in sorted(vars(args).items()) if name not in elsewhere}
+
+
+def comparable(settings):
+    """Settings without what may be written in several ways: paths (the data has a digest), tau (the network has it)."""
+    return {name: value for name, value in settings.items() if "dir_" not in name and name not in ("data_dir", "threshold")}
 
 
 def differences(before, now):

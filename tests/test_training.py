@@ -326,3 +326,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(main_in_process,
     code, _, error = main_in_process(MAIN["fully"], "--train", "--lr", "1e8", "--nb_epoch", 5, "--batch_size", 8,
                                      "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert code == 2 and re.search(r"the loss of epoch \d is (nan|inf)", error)
+
+
+def test_resume_takes_the_same_options_however_they_are_written(main_in_process, tiny_folder, tmp_path, monkeypatch):
+    options = ("--train", "--nb_epoch", 2, "--batch_size", 8, "--output_dir", tmp_path)
+    assert main_in_process(MAIN["fully"], *options, "--data_dir", tiny_folder)[0] == 0
+    monkeypatch.chdir(tiny_folder)
+    code, out, error = main_in_process(MAIN["fully"], *options, "--data_dir", ".", "--threshold=0.099", "--resume")
+    assert code == 0, error
+    code, _, error = main_in_process(MAIN["fully"], *options, "--data_dir", ".", "--threshold=0.2", "--resume")
+    assert code == 2 and "threshold: 0.099 -> 0.2" in error
