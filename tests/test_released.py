@@ -152,6 +152,7 @@ def hostile_objects(tmp_path):
     return {
         "os.system": Call(os.system, canary(tmp_path)),
         "eval": Call(eval, f"__import__('os').system({canary(tmp_path)!r})"),
+        "named, not called": {"L1.weight": torch.ones(2), "function": os.system},
         "exec": Call(exec, f"__import__('os').system({canary(tmp_path)!r})"),
         "getattr chain": Call(builtins.getattr, Call(__import__, "os"), "system"),
         "torch.load": Call(torch.load, f"{tmp_path}/other.pt"),
