@@ -50,7 +50,7 @@ def run_script(main):
         sys.exit(_fail(f"{script}: error: {error}"))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "; make room, then go on with --resume" if error.errno == errno.ENOSPC and "--train" in sys.argv else ""
+        hint = "; make room and try again (a training run goes on with --resume)" if error.errno == errno.ENOSPC else ""
         sys.exit(_fail(f"{script}: error: {where}{error.strerror or error}{hint}"))
     except KeyboardInterrupt:
         sys.exit(_fail(f"{script}: interrupted", 130))
