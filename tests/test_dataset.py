@@ -189,9 +189,8 @@ def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
         read_annotations(path)
 
 
-@pytest.mark.parametrize("name, key", [("visual_feature.h5", "avadataset"), ("right_labels.h5", "avadataset"),
-                                       ("train_order.h5", "order")])
-def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name, key):
+@pytest.mark.parametrize("name", ["visual_feature.h5", "right_labels.h5", "train_order.h5"])
+def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name):
     """Damage anywhere in a file: a DataError that names a file, or numbers that pass every check."""
     whole = (data_folder / name).read_bytes()
     generator = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import sys
 import h5py
 import pytest
 
+import utils
 from conftest import TINY
 from model.released import read_file
 
@@ -86,3 +87,17 @@ def test_a_read_only_output_folder(script, tiny_folder, tmp_path):
     done = script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path), code=2)
     tmp_path.chmod(0o700)
     assert "Permission denied" in clear_line(done)
+
+
+def test_data_that_is_replaced_between_epochs_changes_nothing(main_in_process, data_folder, tmp_path, monkeypatch):
+    whole, replaced = tmp_path / "whole", tmp_path / "replaced"
+    assert main_in_process("fully_supervised_main.py", *train_options(data_folder, whole))[0] == 0
+    end_epoch = utils.Run.end_epoch
+
+    def replace_and_end(run, record):
+        (data_folder / "visual_feature.h5").write_bytes(b"something else")
+        end_epoch(run, record)
+    monkeypatch.setattr(utils.Run, "end_epoch", replace_and_end)
+    assert main_in_process("fully_supervised_main.py", *train_options(data_folder, replaced))[0] == 0
+    assert (data_folder / "visual_feature.h5").read_bytes() == b"something else"
+    assert (replaced / "PSP_fully.jsonl").read_bytes() == (whole / "PSP_fully.jsonl").read_bytes()
