@@ -1,7 +1,8 @@
 """The AVE dataset as published: HDF5 features and labels, one `AVEDataset` for each split of either setting.
 
     files = find_files("data", required_files(["train"]))
-    train = AVEDataset(files, "train")
+    train = AVEDataset(files, "train")                       # all features in memory
+    train = AVEDataset(files, "train", features="disk")      # or read when they are asked for
     train[0]["visual"]        # [T, h, w, Dv] float32 of one video
     train[[3, 1, 2]]          # a batch of three, each value with a leading batch axis
 
@@ -9,8 +10,10 @@ Nothing here is tied to one network, nor to the sizes of AVE: videos, segments, 
 of labels are read from the files. The last label is background.
 """
 import math
+import os
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -107,7 +110,7 @@ class Sizes(NamedTuple):
 
 
 class AVEDataset(Dataset):
-    """The videos of one split, held in main memory as float32 (each file is read once, when the dataset is made).
+    """The videos of one split.
 
     `dataset[i]` is a dict of tensors; with a list or tensor of positions, each has a leading batch axis B:
 
@@ -120,25 +123,35 @@ class AVEDataset(Dataset):
     files: path of each file by its name in `AVE_FILES`, see `find_files`.
     split: 'train', 'val' or 'test'.
     weak: adds the video-level labels and, behind the videos of the split, the background videos.
+    features: 'memory', read once and held; or 'disk', read again for each item and never held.
+    dtype: of visual features held in memory (torch.bfloat16 takes half the room).
+    device: where everything is held in memory, and comes from; features read from disk come to main memory.
 
     Raises DataError for a file that cannot be read, shapes that disagree, labels that are not one-hot, an order with
-    no video or with a row that does not exist, and features that are NaN or infinite.
+    no video or with a row that does not exist, and features that are NaN or infinite (found when they are read).
     """
 
-    def __init__(self, files, split, weak=False):
+    def __init__(self, files, split, weak=False, features="memory", dtype=torch.float32, device="cpu"):
         self.split = split
         self.weak = weak
         self.sizes = read_sizes(files)
         self.video = read_order(files, f"order_{split}", self.sizes.videos)
         self.labels = read_one_hot(files, "labels")[self.video]
-        features = {"audio": [("audio", self.video)], "visual": [("visual", self.video)]}
+        audio, visual = [("audio", self.video)], [("visual", self.video)]
         if weak:
             background_rows = torch.arange(check_weak_shapes(files, self.sizes))
             self._read_weak_labels(files, background_rows)
-            features["audio"].append(("audio_bg", background_rows))
-            features["visual"].append(("visual_bg", background_rows))
-        self.audio = _read_features(files, features["audio"])
-        self.visual = _read_features(files, features["visual"])
+            audio.append(("audio_bg", background_rows))
+            visual.append(("visual_bg", background_rows))
+        self.place = torch.device(device) if features == "memory" else None      # None: not in memory
+        self.audio, self.visual = FeatureRows(files, audio), FeatureRows(files, visual)
+        self._digest = [self._digest_of_sample()]
+        if features == "memory":
+            audio, visual = self.audio, self.visual
+            self.audio, self.visual = audio.load(torch.float32, device), visual.load(dtype, device)
+            self._digest.append(f"{audio.checksum:08x}{visual.checksum:08x}")
+            for name in set(self._names()) - {"audio", "visual"}:
+                setattr(self, name, getattr(self, name).to(device))
 
     def _read_weak_labels(self, files, background_rows):
         """Video-level labels of the split's videos and, behind them, all labels of the background videos."""
@@ -150,19 +163,35 @@ class AVEDataset(Dataset):
         self.labels = torch.cat([self.labels, background_segments])
         self.video = torch.cat([self.video, self.sizes.videos + background_rows])
 
-    def digest(self):
-        """A short checksum of all that the items hold: tells whether two runs had the same data."""
+    def _digest_of_sample(self):
+        sample = torch.linspace(0, len(self) - 1, min(len(self), 64)).long()
         checksum = 0
-        for values in self[:].values():
-            checksum = zlib.crc32(values.contiguous().numpy(), checksum)
+        for name in self._names():
+            values = getattr(self, name)[sample if name in ("audio", "visual") else slice(None)]
+            checksum = zlib.crc32(values.numpy(), checksum)
         return f"{checksum:08x}"
+
+    def digest(self):
+        """Checksums that tell whether two runs had the same data: [of all labels and the features of 64 videos, of all
+        features]; without the second where the features stay on disk."""
+        return list(self._digest)
+
+    def _names(self):
+        return ["audio", "visual", "labels", "video"] + (["label_share", "video_label"] if self.weak else [])
 
     def __len__(self):
         return len(self.video)
 
     def __getitem__(self, index):
-        names = ["audio", "visual", "labels", "video"] + (["label_share", "video_label"] if self.weak else [])
-        return {name: getattr(self, name)[index] for name in names}
+        return {name: getattr(self, name)[index] for name in self._names()}
+
+    def batch(self, positions, visual):
+        """`self[positions]` with the visual features written into the tensor `visual`, whose memory can so be used again."""
+        if isinstance(self.visual, FeatureRows):
+            self.visual.read(positions, visual)
+        else:
+            torch.index_select(self.visual, 0, positions, out=visual)
+        return {name: visual if name == "visual" else getattr(self, name)[positions] for name in self._names()}
 
 
 # ------------------------------------------------------------------------------------------ annotations
@@ -273,6 +302,14 @@ def _shape(files, name):
         return file.shape
 
 
+def visual_values(files, splits, weak_training=False):
+    """How many numbers the visual features of these splits are, with those of the background videos in weak training."""
+    videos = sum(_shape(files, f"order_{split}")[0] for split in splits)
+    if weak_training:
+        videos += _shape(files, "visual_bg")[0]
+    return videos * math.prod(_shape(files, "visual")[1:])
+
+
 def read_sizes(files):
     """Sizes of the data from its three main files; DataError where their shapes disagree."""
     for name, axes in (("labels", 3), ("audio", 3), ("visual", 5)):
@@ -316,31 +353,47 @@ def _read_block(path, file, rows):
     if block.dtype.kind == "f" and block.dtype.itemsize > 4:
         with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite, and is found below
             block = block.astype(np.float32)
-    if not np.isfinite(block.sum(dtype=np.float64)):      # NaN and infinity both survive a sum: one pass, no copy
-        row, *position = map(int, np.argwhere(~np.isfinite(block))[0])
-        raise DataError(f"{path}: holds NaN or infinite values (first in video row {row + rows.start}, at "
-                        f"{tuple(position)}); extract or download it again")
+    _check_finite(path, block, rows.start)
     return block
 
 
-def _read_all(files, name):
+def _check_finite(path, block, first_row):
+    """DataError where a value of the block, whose first row is that of the file, is NaN or infinite."""
+    # NaN and infinity both survive a sum, so that one pass without a copy tells of most blocks that they are right.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum()):
+            return
+    wrong = np.argwhere(~np.isfinite(block))
+    if len(wrong):
+        row, *position = map(int, wrong[0])
+        raise DataError(f"{path}: holds NaN or infinite values (first in video row {row + first_row}, at "
+                        f"{tuple(position)}); extract or download it again")
+
+
+def _read_blocks(files, name):
+    """The whole dataset in blocks of at most 2^24 values."""
     with open_file(files[name], name) as file:
-        return _read_block(files[name], file, slice(0, len(file)))
+        rows = max(1, 2**24 // math.prod(file.shape[1:]))
+        for start in range(0, len(file), rows):
+            yield _read_block(files[name], file, slice(start, min(start + rows, len(file))))
 
 
 def read_one_hot(files, name):
     """Label index [...] int64 of one-hot rows [..., C]; DataError where a row is not one-hot."""
-    one_hot = _read_all(files, name)
-    wrong = ~(((one_hot == 0) | (one_hot == 1)).all(axis=-1) & (one_hot.sum(axis=-1) == 1))
-    if wrong.any():
-        raise DataError(f"{files[name]}: labels are not one-hot (first in video row {np.argwhere(wrong)[0][0]}); "
-                        "each must be a single 1 among zeros")
-    return torch.from_numpy(one_hot.argmax(axis=-1))
+    labels, first = [], 0
+    for one_hot in _read_blocks(files, name):
+        wrong = ~(((one_hot == 0) | (one_hot == 1)).all(axis=-1) & (one_hot.sum(axis=-1) == 1))
+        if wrong.any():
+            raise DataError(f"{files[name]}: labels are not one-hot (first in video row {first + np.argwhere(wrong)[0][0]}); "
+                            "each must be a single 1 among zeros")
+        labels.append(one_hot.argmax(axis=-1))
+        first += len(one_hot)
+    return torch.from_numpy(np.concatenate(labels))
 
 
 def read_label_share(files):
     """prob_label.h5 [videos, C] float32; DataError where a row is no share: 0 or more, sum 1."""
-    share = _read_all(files, "label_share")
+    share = np.concatenate(list(_read_blocks(files, "label_share")))
     wrong = ~((share >= 0).all(axis=1) & (abs(share.sum(axis=1) - 1) < 1e-3))
     if wrong.any():
         raise DataError(f"{files['label_share']}: row {wrong.argmax()} is no share of labels: its values must be "
@@ -366,27 +419,105 @@ def read_order(files, name, videos):
     return torch.from_numpy(order.astype(np.int64))
 
 
-def _read_features(files, parts):
-    """Features [n, ...] float32 of all parts, each a file's name and the rows wanted of it, in the order of the rows."""
-    shape = _shape(files, parts[0][0])[1:]
-    features = torch.empty(sum(len(rows) for _, rows in parts), *shape)
-    filled = 0
-    for name, rows in parts:
-        with open_file(files[name], name) as file:
-            _read_rows(files[name], file, rows.numpy(), features[filled:filled + len(rows)].numpy())
-        filled += len(rows)
-    return features
+class FeatureRows:
+    """Rows of feature files as float32, read anew whenever they are asked for; indexed like a tensor along its first axis.
 
+    parts: (name of the file in `files`, rows wanted of it) each, one behind the other.
+    """
 
-def _read_rows(path, file, rows, out):
-    """out[i] = file[rows[i]], read in the order in which the rows lie in the file, in blocks of about 64 MB."""
-    in_file_order = np.argsort(rows, kind="stable")
-    gaps = np.flatnonzero(np.diff(rows[in_file_order]) != 1) + 1
-    block_rows = max(1, 2**24 // int(np.prod(file.shape[1:])))
-    with tqdm(total=len(rows), desc=f"reading {path.name}", unit="video", leave=False, delay=1) as bar:
-        for run in np.split(in_file_order, gaps):      # positions whose rows are neighbours in the file
-            for start in range(0, len(run), block_rows):
-                positions = run[start:start + block_rows]
-                first = int(rows[positions[0]])
-                out[positions] = _read_block(path, file, slice(first, first + len(positions)))
+    def __init__(self, files, parts):
+        self._parts = files, parts      # all that another process needs to open the files for itself
+        self._files = [FeatureFile(files[name], name) for name, _ in parts]
+        self._file_of = np.repeat(np.arange(len(parts)), [len(rows) for _, rows in parts])      # by position
+        self._row_of = np.concatenate([rows.numpy() for _, rows in parts])
+        self._row_shape = self._files[0].dataset.shape[1:]
+        self.checksum = None
+
+    def __reduce__(self):
+        return FeatureRows, self._parts
+
+    def __len__(self):
+        return len(self._row_of)
+
+    def __getitem__(self, index):
+        """[*row] float32 for a whole number, [n, *row] for a slice, list or tensor of positions."""
+        positions = torch.arange(len(self))[index]
+        out = torch.empty(positions.numel(), *self._row_shape)
+        self.read(positions.view(-1), out)
+        return out.view(*positions.shape, *self._row_shape)
+
+    def read(self, positions, out):
+        """out[i] = self[positions[i]], of float32 tensors."""
+        with ThreadPoolExecutor(READERS) as readers:
+            self._read(positions.numpy(), list(out.numpy()), readers)
+
+    def _read(self, positions, out, readers):
+        for number, file in enumerate(self._files):
+            of_file = np.flatnonzero(self._file_of[positions] == number)
+            file.read(self._row_of[positions[of_file]], [out[i] for i in of_file], readers)
+
+    def load(self, dtype, device):
+        """All rows as one tensor of dtype on the device; sets `checksum`, that of their float32 values."""
+        features = torch.empty(len(self), *self._row_shape, dtype=dtype, device=device)
+        as_read = dtype == torch.float32 and features.device.type == "cpu"
+        block = torch.empty(max(1, 2**23 // math.prod(self._row_shape)), *self._row_shape)
+        checksums = np.empty(len(self), np.uint32)
+        in_file_order = np.lexsort([self._row_of, self._file_of])
+        with ThreadPoolExecutor(READERS) as readers, \
+             tqdm(total=len(self), desc=f"reading {self._files[0].path.name}", unit="video", leave=False, delay=1) as bar:
+            for start in range(0, len(self), len(block)):
+                positions = in_file_order[start:start + len(block)]
+                rows = list(block[:len(positions)].numpy()) if not as_read else [features[i].numpy() for i in positions]
+                self._read(positions, rows, readers)
+                checksums[positions] = list(readers.map(zlib.crc32, rows))
+                if not as_read:
+                    features[torch.from_numpy(positions).to(device)] = block[:len(positions)].to(device, dtype)
                 bar.update(len(positions))
+        self.checksum = zlib.crc32(checksums)
+        return features
+
+
+READERS = min(8, os.cpu_count() or 1)      # threads that read features
+
+
+class FeatureFile:
+    """An open feature file.
+
+    The rows of a contiguous dataset are read in place, each by a system call of its own, by several threads at once. All
+    other layouts go through h5py.
+    """
+
+    def __init__(self, path, name):
+        self.path = path
+        self._open = ExitStack()
+        self.dataset = self._open.enter_context(open_file(path, name))
+        self._offset = self.dataset.id.get_offset()      # None where the rows do not lie one behind the other
+        as_numpy = self.dataset.id.get_type().equal(h5py.h5t.py_create(self.dataset.dtype))
+        self._in_place = hasattr(os, "preadv") and self._offset is not None and as_numpy
+        self._descriptor = self.dataset.file.id.get_vfd_handle()
+
+    def read(self, rows, out, readers):
+        """out[i][...] = row rows[i] as float32; DataError where it cannot be read, is NaN or infinite."""
+        if self._in_place:
+            list(readers.map(self._read_in_place, rows, out))
+            return
+        in_file_order = np.argsort(rows, kind="stable")
+        gaps = np.flatnonzero(np.diff(rows[in_file_order]) != 1) + 1
+        for run in np.split(in_file_order, gaps):      # positions whose rows are neighbours in the file
+            if len(run):
+                block = _read_block(self.path, self.dataset, slice(int(rows[run[0]]), int(rows[run[-1]]) + 1))
+                for position, row in zip(run, block):
+                    out[position][...] = row
+
+    def _read_in_place(self, row, out):
+        values = out if out.dtype == self.dataset.dtype else np.empty(self.dataset.shape[1:], self.dataset.dtype)
+        try:
+            size = os.preadv(self._descriptor, [values], self._offset + int(row) * values.nbytes)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if size < values.nbytes:
+            raise DataError(f"{self.path}: ends before the end of video row {row}; download or make it again")
+        if values is not out:
+            with np.errstate(over="ignore"):
+                out[...] = values
+        _check_finite(self.path, out[np.newaxis], int(row))

@@ -26,10 +26,11 @@ def given_files(args):
 
 
 def train(args):
-    device = utils.select_device(args.device)
+    device = utils.select_device(args)
+    utils.set_precision(args.precision, device)
     utils.set_seed(args.seed)
 
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"])
+    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
 
     threshold = PAPER_THRESHOLD["fully"] if args.threshold is None else args.threshold
     network_options = dict(**utils.network_sizes(data["train"].sizes), threshold=threshold, **FULLY_SUPERVISED)
@@ -38,7 +39,7 @@ def train(args):
     def loss_function(output, batch):
         return fully_supervised_loss(output, batch["labels"], args.LAMBDA)
 
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **LEARNING_RATE_DECAY)
 
     utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-EPSILON = 1e-8  # keeps a sum that is divided by away from zero
+EPSILON = 1e-8              # keeps a sum that is divided by away from zero
+CACHED_VALUES = 2 ** 21     # of AVGA's hidden map that are computed at once on a CPU
 
 
 class AudioGuidedVisualAttention(nn.Module):
@@ -43,10 +44,20 @@ class AudioGuidedVisualAttention(nn.Module):
 
     def forward(self, audio, visual):
         """audio [B, T, Da], visual [B, T, R, Dv] -> attended visual [B, T, Dv], alpha [B, T, R]."""
-        H_v = F.relu(self.U_v(visual))                              # [B, T, R, hidden]
-        H_a = F.relu(self.U_a(audio))                               # [B, T, hidden]
+        videos = len(visual)
+        if visual.device.type == "cpu":      # a few at once, so that their H_v, the largest tensor by far, stays in the cache
+            videos = max(1, CACHED_VALUES // (visual[0, ..., 0].numel() * self.U_v.out_features))
+        parts = [self.attend(a, V) for a, V in zip(audio.split(videos), visual.split(videos))]
+        attended, alpha = (torch.cat(part) for part in zip(*parts))
+        return attended, alpha
+
+    def attend(self, audio, visual):
+        """As `forward`."""
+        H_v = F.relu(self.U_v(visual.flatten(0, 2)), inplace=True)              # [B T R, hidden]
+        H_a = F.relu(self.U_a(audio))                                           # [B, T, hidden]
         # Entry r of W_g H_a is added to the whole row of region r: along the regions, not along W_v's outputs.
-        context = self.W_v(H_v) + self.W_g(H_a).unsqueeze(-1)       # [B, T, R, R] + [B, T, R, 1]
+        regions = self.W_v(H_v).unflatten(0, visual.shape[:3])                  # [B, T, R, R]
+        context = regions + self.W_g(H_a).unsqueeze(-1)                         # [B, T, R, R] + [B, T, R, 1]
         z = self.w_h(torch.tanh(context)).squeeze(-1)               # [B, T, R]
         alpha = F.softmax(z, dim=-1)
         attended = (alpha.unsqueeze(-2) @ visual).squeeze(-2)       # [B, T, 1, R] @ [B, T, R, Dv] -> [B, T, Dv]

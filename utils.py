@@ -10,11 +10,15 @@ import math
 import os
 import platform
 import random
+import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import h5py
@@ -22,7 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import SPLITS, AVEDataset, DataError, find_files, label_names, read_annotations, required_files
+from dataset import (SPLITS, AVEDataset, DataError, find_files, label_names, visual_values, read_annotations,
+                     required_files)
 from model.released import CheckpointError, read_file, released_setting, released_weights, state_of
 from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
 
@@ -42,7 +47,8 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")      # names that the terminal cannot show end no run
     try:
-        main()
+        with processes():
+            main()
     except (MemoryError, torch.OutOfMemoryError) as error:
         sys.exit(_fail(f"{script}: error: not enough memory ({' '.join(str(error).split())[:120] or 'MemoryError'}); "
                        "try a smaller --batch_size, or smaller sizes"))
@@ -120,8 +126,16 @@ def main_options(description, setting):
                              "files of an earlier run are kept under a numbered name (default: %(default)s)")
     output.add_argument("--save_predictions", type=Path, metavar="FILE",
                         help="evaluation: write label and probability of each segment as JSON")
-    output.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                         help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
+    machine.add_argument("--precision", choices=["fp32", "tf32", "bf16"],
+                         help="of matrix products; bf16 also halves the features in memory (default: fp32; in evaluation, that "
+                              "of the checkpoint's training)")
+    machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
+                         help="memory: read them once and hold them in main memory; disk: read each batch when it is needed; "
+                              "auto: hold them on the GPU if they fit there, else in main memory, else disk (default: %(default)s)")
 
     data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name; "
                                              "an option of its own goes before that.")
@@ -146,6 +160,8 @@ def parse_options(parser):
     args = parser.parse_args()
     if args.train == (args.trained_model_path is not None):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
+    if args.train:
+        args.precision = args.precision or "fp32"
     if args.resume and not args.train:
         parser.error("--resume goes with --train")
     if args.save_predictions and args.train:
@@ -165,14 +181,24 @@ def refuse_to_overwrite(paths, overwrite):
                         "choose another folder, or give --overwrite to replace")
 
 
-def select_device(name):
-    """The torch device of that name; UserError where this machine has none such."""
+def select_device(args):
+    """The torch device of --device, of this process if there are several; UserError where this machine has none such."""
+    name = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and process_count() > 1 else args.device
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        made = torch.zeros(1, device=name)
+        made.item()      # some devices hold no numbers
     except Exception as error:      # each backend has its own kind
         raise UserError(f"--device {name}: cannot be used here ({(str(error) or type(error).__name__).splitlines()[0]})") from error
-    return device
+    if made.device.type == "cuda":
+        torch.cuda.set_device(made.device)
+    return made.device
+
+
+def set_precision(precision, device):
+    """Whether float32 products and LSTMs may round their factors to 10 bits (tf32); bf16 is left to `run_network`."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {device}; choose fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def set_seed(seed):
@@ -182,10 +208,133 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def read_data(args, given, splits, weak_training=False):
+def read_data(args, given, splits, device, weak_training=False):
     """{split: AVEDataset}; `given` holds the paths of the file options by their names in `dataset.AVE_FILES`."""
     files = find_files(args.data_dir, required_files(splits, weak_training), given)
-    return {split: AVEDataset(files, split, weak=weak_training and split == "train") for split in splits}
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    needed = visual_values(files, splits, weak_training) * dtype.itemsize
+    features, place = args.features, torch.device("cpu")
+    if features == "auto":
+        features, place = choose_place(needed, device)
+    print(f"features: {needed / 1e9:.1f} GB, " + ("read from disk batch by batch" if features == "disk" else f"held in memory ({place})"))
+    return {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place) for split in splits}
+
+
+def choose_place(needed, device):
+    """('memory', the device), ('memory', cpu) or ('disk', cpu): the first that has room for so many bytes of features."""
+    if device.type == "cuda" and needed + 8e9 < torch.cuda.mem_get_info(device)[0]:      # 8 GB for a step on them
+        return "memory", device
+    return ("memory" if needed + 2e9 < available_memory() else "disk"), torch.device("cpu")
+
+
+def available_memory():
+    """Bytes of main memory that this process may still take; infinite where the system does not tell."""
+    available = math.inf
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        available = 1024 * int(re.search(r"MemAvailable: *(\d+) kB", meminfo)[1])
+        group = Path("/sys/fs/cgroup")      # of a container
+        in_use = int(re.search(r"^anon (\d+)", (group / "memory.stat").read_text())[1])
+        available = min(available, int((group / "memory.max").read_text()) - in_use)
+    except (OSError, TypeError, ValueError):      # another system, or no limit
+        pass
+    return available
+
+
+def batches_on(device, dataset, batches):
+    """Yields dataset[positions] on the device for the positions of each batch; each is valid until the next is asked for.
+
+    What is not in memory is read one batch ahead, while the caller computes.
+    """
+    if dataset.place is not None and dataset.place.type != "cpu":      # it lies where it is computed on
+        yield from map(dataset.__getitem__, batches)
+        return
+    sizes = dataset.sizes
+    shape = (max(map(len, batches), default=0), sizes.segments, *sizes.map_size, sizes.visual_dim)
+    dtype = dataset.visual.dtype if dataset.place is not None else torch.float32
+    if dataset.place == device:
+        visual = torch.empty(shape, dtype=dtype)
+        for positions in batches:
+            yield dataset.batch(positions, visual[:len(positions)])
+        return
+    now_and_next = [torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda") for _ in range(2)]
+
+    def read(positions, visual):
+        return {name: value.to(device) for name, value in dataset.batch(positions, visual[:len(positions)]).items()}
+
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = deque()
+        for positions, visual in zip(batches, cycle(now_and_next)):
+            upcoming.append(reader.submit(read, positions, visual))
+            if len(upcoming) > 1:
+                yield upcoming.popleft().result()
+        while upcoming:
+            yield upcoming.popleft().result()
+
+
+# -------------------------------------------------------------------------------------- several processes
+# Started by torchrun, each process works on its part of every batch; the first of them, rank 0, writes the files.
+
+def process_count():
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def process_rank():
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+@contextmanager
+def processes():
+    """Joins the other processes where PyTorch's launcher started several; only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for those on CPUs
+    try:
+        with redirect_stdout(sys.stdout if process_rank() == 0 else io.StringIO()):
+            yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def part_of_process(values, dim=0):
+    """This process's part of a tensor that all have."""
+    return values.tensor_split(process_count(), dim)[process_rank()]
+
+
+def sum_over_processes(value):
+    """The sum of a tensor over all processes, to each of them."""
+    if process_count() > 1:
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def gather_from_processes(values):
+    """The parts of all processes, one behind the other."""
+    if process_count() == 1:
+        return values
+    parts = [None] * process_count()
+    torch.distributed.all_gather_object(parts, values)
+    return np.concatenate(parts)
+
+
+class DropoutOfWholeBatch(torch.nn.Dropout):
+    """Dropout that draws for the batch of all processes and keeps its part, so that one process would draw the same."""
+
+    def forward(self, values):
+        if not self.training:
+            return values
+        whole = values.new_ones(process_count() * len(values), *values.shape[1:])
+        return values * part_of_process(super().forward(whole))
+
+
+def across_processes(network):
+    """The network whose gradients are averages over all processes: over the whole batch, since their parts are equal."""
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, torch.nn.Dropout):
+                setattr(parent, name, DropoutOfWholeBatch(layer.p))
+    return torch.nn.parallel.DistributedDataParallel(network)
 
 
 # ------------------------------------------------------------------------------------------ evaluation
@@ -210,43 +359,56 @@ class Predictions:
         return (float((self.predicted[of_label] == label).mean()) if count else None), count
 
 
+def run_network(network, batch, precision):
+    """The network's output, in float32 what losses and labels are computed from."""
+    with torch.autocast(batch["visual"].device.type, torch.bfloat16, enabled=precision == "bf16"):
+        output = network(batch["audio"], batch["visual"])
+    return output._replace(logits=output.logits.float(), similarity=output.similarity.float())
+
+
 @torch.inference_mode()
-def predict(network, dataset, batch_size, device, progress=None, stop=lambda: False):
+def predict(network, dataset, batch_size, precision="fp32", progress=None, stop=lambda: False):
     """`Predictions` for all videos of the dataset, the last short batch included.
 
     Returns None, unfinished, once stop() is true. Raises UserError where the network's output is not finite.
     """
     network.eval()
+    device = next(network.parameters()).device
+    positions = torch.arange(len(dataset), device=dataset.place)
     predicted, probability = [], []
-    for positions in torch.arange(len(dataset)).split(batch_size):
-        batch = dataset[positions]
-        logits = network(batch["audio"].to(device), batch["visual"].to(device)).logits
+    for batch in batches_on(device, dataset, part_of_process(positions).split(batch_size)):
+        logits = run_network(network, batch, precision).logits
         label = logits.argmax(dim=-1, keepdim=True)
         predicted.append(label.squeeze(-1))
         probability.append(logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
         if progress is not None:
-            progress.update(len(positions))
+            progress.update(len(label))
         if stop():
             return None
-    predicted, probability = torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy()
+    predicted, probability = (gather_from_processes(torch.cat(parts).cpu().numpy()) for parts in (predicted, probability))
+    video, labels = dataset.video.cpu().numpy(), dataset.labels.cpu().numpy()
     finite = np.isfinite(probability).all(axis=1)
     if not finite.all():
-        raise UserError(f"the network's output for video row {dataset.video[finite.argmin()]} is NaN or infinite: "
+        raise UserError(f"the network's output for video row {video[finite.argmin()]} is NaN or infinite: "
                         "its weights or the features are too large")
-    return Predictions(dataset.video.numpy(), dataset.labels.numpy(), predicted, probability)
+    return Predictions(video, labels, predicted, probability)
 
 
 def evaluate_checkpoint(args, given, setting):
     """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions if asked to."""
-    device = select_device(args.device)
+    if process_count() > 1:
+        raise UserError("evaluation runs in one process; start it without torchrun")
     check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load_checkpoint(args.trained_model_path, setting)
-    data = read_data(args, given, ["val", "test"])
+    device = select_device(args)
+    args.precision = args.precision or trained_precision(checkpoint, device)
+    set_precision(args.precision, device)
+    data = read_data(args, given, ["val", "test"], device)
     network = network_of_checkpoint(checkpoint, args.trained_model_path, data["val"].sizes, args.threshold).to(device)
     names, ids = names_and_ids(args, data["val"].sizes)
 
     with tqdm(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False) as progress:
-        results = {split: predict(network, dataset, args.batch_size, device, progress) for split, dataset in data.items()}
+        results = {split: predict(network, dataset, args.batch_size, args.precision, progress) for split, dataset in data.items()}
 
     saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
     print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
@@ -258,6 +420,13 @@ def evaluate_checkpoint(args, given, setting):
               + (f"{100 * recall:.2f} % of {background}" if background else "no background segments"))
     if args.save_predictions:
         save_predictions(args.save_predictions, results, names, ids)
+
+
+def trained_precision(checkpoint, device):
+    """The precision that a checkpoint was trained in, fp32 where that is not known or the device does not have it."""
+    settings = checkpoint.get("settings")
+    precision = settings.get("precision") if isinstance(settings, dict) else None
+    return precision if precision == "bf16" or (precision == "tf32" and device.type == "cuda") else "fp32"
 
 
 def print_label_table(results, names):
@@ -323,31 +492,35 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
     Raises UserError for a batch size over the training set and for a loss that is not finite.
     """
     device = next(network.parameters()).device
-    steps = len(data["train"]) // args.batch_size
+    train_set = data["train"]
+    steps = len(train_set) // args.batch_size
     if steps == 0:
-        raise UserError(f"--batch_size {args.batch_size} is larger than the training set ({len(data['train'])} videos)")
+        raise UserError(f"--batch_size {args.batch_size} is larger than the training set ({len(train_set)} videos)")
+    if args.batch_size % process_count():
+        raise UserError(f"--batch_size {args.batch_size} does not divide among {process_count()} processes")
     run = Run(args, setting, network, network_options, optimizer, schedule, data)
+    parallel_network = across_processes(network) if process_count() > 1 else network
 
     with StopSignals() as stop, \
          tqdm(total=args.nb_epoch * steps, initial=run.epoch * steps + run.step, unit="batch",
-              mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+              mininterval=0.5 if sys.stderr.isatty() else 30, disable=process_rank() > 0) as bar:
         while run.epoch < args.nb_epoch:
             bar.set_description(f"epoch {run.epoch}", refresh=False)
-            batches = shuffled_batches(len(data["train"]), args.batch_size, args.seed, run.epoch)
+            batches = shuffled_batches(len(train_set), args.batch_size, args.seed, run.epoch)
+            batches = part_of_process(batches, dim=1).to(train_set.place)
             network.train()
-            for positions in batches[run.step:]:
-                batch = {name: value.to(device) for name, value in data["train"][positions].items()}
-                loss = loss_function(network(batch["audio"], batch["visual"]), batch)
+            for batch in batches_on(device, train_set, batches[run.step:]):
+                loss = loss_function(run_network(parallel_network, batch, args.precision), batch)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.loss_sum += loss.detach()
                 run.step += 1
                 bar.update()
-                if stop.received:
+                if stop.received and process_count() == 1:      # several end together, with the epoch
                     run.stop(stop.received)
 
-            loss = run.loss_sum.item() / steps
+            loss = sum_over_processes(run.loss_sum).item() / (steps * process_count())
             if not math.isfinite(loss):
                 raise UserError(f"the loss of epoch {run.epoch} is {loss}; try a lower --lr. "
                                 f"The best checkpoint so far is kept")
@@ -356,8 +529,8 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
             last = run.epoch == args.nb_epoch - 1
             check = run.epoch > 0 and run.epoch % args.check_epoch == 0
             if check or last:
-                results = {split: predict(network, data[split], args.batch_size, device, stop=lambda: stop.received)
-                           for split in ("val", "test")}
+                results = {split: predict(network, data[split], args.batch_size, args.precision,
+                                          stop=lambda: stop.received and process_count() == 1) for split in ("val", "test")}
                 if None in results.values():
                     run.stop(stop.received)
                 record.update({f"{split}_accuracy": result.accuracy for split, result in results.items()})
@@ -366,6 +539,8 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
                            f"test {100 * record['test_accuracy']:.2f} %", file=sys.stdout)
             schedule.step()
             run.end_epoch(record)
+            if process_count() > 1 and sum_over_processes(torch.tensor(stop.received or 0, device=device)):
+                run.stop(stop.received or signal.SIGTERM)
             bar.set_postfix_str(run.summary(loss), refresh=False)
     run.report()
 
@@ -416,9 +591,10 @@ class Run:
             "versions": versions(),
             "device": device_name(next(network.parameters()).device),
             "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
-                     "digest": [dataset.digest() for dataset in data.values()]},
+                     "digest": {split: dataset.digest() for split, dataset in data.items()}},
         }
         self.epoch, self.step, self.checks = 0, 0, 0
+        self.writes = process_rank() == 0      # the files; the other processes only follow
         self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
         self.best = self.best_test = self.last = None
 
@@ -435,6 +611,8 @@ class Run:
     def _start(self):
         if self.args.resume:
             print(f"{self.state_path}: not there, so there is nothing to resume; starting from the first epoch")
+        if not self.writes:
+            return
         if self.log_path.exists():
             lock(self.log_path.open("rb"), self.log_path).close()
         keep_aside([self.state_path, self.checkpoint_path, self.log_path])      # the state first: it says what to resume
@@ -449,7 +627,11 @@ class Run:
                 raise CheckpointError("is not the state of a run")
             for key in ("setting", "network", "settings", "data"):
                 before, now = state["about"][key], self.about[key]
-                changed = differences(comparable(before), comparable(now)) if key == "settings" else differences(before, now)
+                if key == "settings":
+                    before, now = comparable(before), comparable(now)
+                if key == "data":
+                    before, now = with_digests_of(now, before), with_digests_of(before, now)
+                changed = differences(before, now)
                 if changed:
                     raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
                                     f"({changed}); give the same, or choose another --output_dir")
@@ -460,8 +642,9 @@ class Run:
         for path, wanted in ((self.log_path, state["log_bytes"]), (self.checkpoint_path, 1 if self.best else 0)):
             if (path.stat().st_size if path.exists() else 0) < wanted:
                 raise UserError(f"{path}: is missing or cut short, so the run cannot go on; start again without --resume")
-        self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
-        self.log.truncate(state["log_bytes"])
+        if self.writes:
+            self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
+            self.log.truncate(state["log_bytes"])
         print(f"going on with the run in {self.args.output_dir} at epoch {self.epoch}, batch {self.step}")
 
     def _restore(self, state):
@@ -476,7 +659,8 @@ class Run:
         set_random_state(state["random"])
 
     def _save_state(self):
-        save_tensors(self.state_path, self._state(self.log.tell()))
+        if self.writes:
+            save_tensors(self.state_path, self._state(self.log.tell()))
 
     def _state(self, log_bytes):
         return {
@@ -492,6 +676,8 @@ class Run:
         }
 
     def _log(self, record):
+        if not self.writes:
+            return
         with naming(self.log_path):
             self.log.write(json.dumps(record).encode() + b"\n")
 
@@ -505,7 +691,8 @@ class Run:
             self.best_test = record
         if self.best is None or record["val_accuracy"] > self.best["val_accuracy"]:
             self.best = record
-            save_tensors(self.checkpoint_path, {**self.about, **record, "weights": self.network.state_dict()})
+            if self.writes:
+                save_tensors(self.checkpoint_path, {**self.about, **record, "weights": self.network.state_dict()})
 
     def end_epoch(self, record):
         """Logs the epoch and moves on to the next."""
@@ -544,7 +731,7 @@ class Run:
 
 def settings_of(args):
     """The options that decide what a run computes, as plain values."""
-    elsewhere = {"train", "trained_model_path", "resume", "output_dir", "save_predictions", "annotations", "device"}
+    elsewhere = {"train", "trained_model_path", "resume", "output_dir", "save_predictions", "annotations", "device", "features"}
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in sorted(vars(args).items()) if name not in elsewhere}
 
@@ -552,6 +739,11 @@ def settings_of(args):
 def comparable(settings):
     """Settings without what may be written in several ways: paths (the data has a digest), tau (the network has it)."""
     return {name: value for name, value in settings.items() if "dir_" not in name and name not in ("data_dir", "threshold")}
+
+
+def with_digests_of(other, data):
+    """The data of a run without the checksums that the other's has not: of features on disk only a sample is taken."""
+    return {**data, "digest": {split: digest[:len(other["digest"][split])] for split, digest in data["digest"].items()}}
 
 
 def differences(before, now):
@@ -585,7 +777,7 @@ def random_state():
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -594,8 +786,8 @@ def set_random_state(state):
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 # --------------------------------------------------------------------------------------------- files

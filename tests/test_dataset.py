@@ -1,4 +1,7 @@
 """AVEDataset gives what the files hold, whatever their dtype and layout, and refuses what cannot be right."""
+import os
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -17,8 +20,8 @@ def rewrite(path, array, key="avadataset", **layout):
         file.create_dataset(key, data=array, **layout)
 
 
-def load(folder, split="train", weak=False, **given):
-    return AVEDataset(find_files(folder, required_files([split], weak), given), split, weak=weak)
+def load(folder, split="train", weak=False, features="memory", dtype=torch.float32, **given):
+    return AVEDataset(find_files(folder, required_files([split], weak), given), split, weak, features, dtype)
 
 
 def assert_holds_rows(dataset, folder, rows):
@@ -54,7 +57,46 @@ def test_an_order_may_be_shuffled(data_folder):
 def test_any_float_dtype_and_layout(data_folder, dtype, layout):
     for name in ("audio_feature.h5", "visual_feature.h5"):
         rewrite(data_folder / name, read(data_folder / name).astype(dtype), **layout)
-    assert_holds_rows(load(data_folder), data_folder, read(data_folder / "train_order.h5", "order"))
+    for features in ("memory", "disk"):
+        assert_holds_rows(load(data_folder, features=features), data_folder, read(data_folder / "train_order.h5", "order"))
+
+
+def test_a_file_that_begins_with_something_else_is_read_in_the_right_place(data_folder):
+    features = read(data_folder / "visual_feature.h5")
+    with h5py.File(data_folder / "visual_feature.h5", "w", userblock_size=512) as file:
+        file.create_dataset("other", data=np.ones(77))
+        file.create_dataset("avadataset", data=features.astype(">f8"))
+    for where in ("memory", "disk"):
+        assert_holds_rows(load(data_folder, features=where), data_folder, read(data_folder / "train_order.h5", "order"))
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_features_on_disk_are_those_in_memory(tiny_folder, weak):
+    held, read_anew = load(tiny_folder, weak=weak), load(tiny_folder, weak=weak, features="disk")
+    for index in (3, [len(held) - 1, 0, 7], torch.tensor([5, 5]), slice(2, 9)):
+        for name, value in held[index].items():
+            assert torch.equal(value, read_anew[index][name]), name
+    assert read_anew.digest() == held.digest()[:1]
+    workers = torch.utils.data.DataLoader(read_anew, batch_size=4, num_workers=2)
+    assert torch.equal(torch.cat([batch["visual"] for batch in workers]), held.visual)
+    copy = pickle.loads(pickle.dumps(read_anew))
+    assert torch.equal(copy[2]["visual"], held[2]["visual"])
+
+
+def test_features_in_bfloat16_are_the_rounded_ones(tiny_folder):
+    assert torch.equal(load(tiny_folder, dtype=torch.bfloat16).visual, load(tiny_folder).visual.to(torch.bfloat16))
+
+
+def test_the_digest_tells_of_a_single_changed_value_and_of_exchanged_videos(data_folder):
+    before = load(data_folder).digest()
+    whole = read(data_folder / "visual_feature.h5")
+    rows = read(data_folder / "train_order.h5", "order")
+    changed, exchanged = whole.copy(), whole.copy()
+    changed[rows[3], 2, 1, 1, 5] += 1
+    exchanged[rows[[3, 4]]] = whole[rows[[4, 3]]]
+    for features in (changed, exchanged):
+        rewrite(data_folder / "visual_feature.h5", features)
+        assert load(data_folder).digest()[1] != before[1]
 
 
 def test_weak_training_set_has_the_background_videos_behind_the_others(tiny_folder):
@@ -179,6 +221,15 @@ def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, n
     rewrite(data_folder / name, features)
     with pytest.raises(DataError, match=f"{name}.*video row {row},"):
         load(data_folder)
+    with pytest.raises(DataError, match=f"{name}.*video row {row},"):
+        load(data_folder, features="disk")[[2, 7]]
+
+
+def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
+    dataset = load(data_folder, features="disk")
+    os.truncate(data_folder / "visual_feature.h5", (data_folder / "visual_feature.h5").stat().st_size // 2)
+    with pytest.raises(DataError, match="visual_feature.h5: ends before"):
+        dataset[list(range(len(dataset)))]
 
 
 @pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", "Bark&id&good&5&3", "Bark&id&good&-1&3", ""])

@@ -1,0 +1,180 @@
+"""How fast training and evaluation are, beside the machine's own matrix products measured in the same run.
+
+    python tests/benchmark.py                                     # makes synthetic sets of 512, 1024 and 2048 videos
+    python tests/benchmark.py --data_dir data/full                # measures on these files
+    python tests/benchmark.py --data_dir data/full --device cuda --precision bf16 --setting weakly
+
+Each row is measured in a process of its own:
+
+first batch   seconds from the start of Python until the first batch of a training run is there
+data, forward, backward, optimiser    milliseconds of a training step (medians); data is what the step waits for its batch
+train, eval   videos per second
+products      milliseconds of the two products of AVGA's first layer that no implementation can avoid, H_v = U_v V and the
+              gradient of U_v, of just these shapes and precision; share: theirs of the step
+peak          of the process's memory (and of the GPU's), in GB
+"""
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import utils  # noqa: E402
+from psp_model import (FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork, fully_supervised_loss,  # noqa: E402
+                       weakly_supervised_loss)
+
+COLUMNS = {"videos": "videos", "features": "features", "first_batch_s": "first batch s", "data_ms": "data ms",
+           "forward_ms": "forward ms", "backward_ms": "backward ms", "optimiser_ms": "optimiser ms", "step_ms": "step ms",
+           "products_ms": "products ms", "share": "share", "train_per_s": "train /s", "eval_per_s": "eval /s",
+           "peak_gb": "peak GB", "peak_gpu_gb": "GPU GB"}
+
+
+def finish(device):
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def products_ms(rows, width, hidden, dtype, device):
+    """Median time of V U^T and of G^T V: V [rows, width], U [hidden, width], G [rows, hidden]."""
+    V, U, G = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (hidden, width), (rows, hidden)))
+    out, gradient = torch.empty_like(G), torch.empty_like(U)
+    times = []
+    for _ in range(7):
+        start = finish(device)
+        torch.mm(V, U.t(), out=out)
+        torch.mm(G.t(), V, out=gradient)
+        times.append(finish(device) - start)
+    return 1000 * median(times[2:])
+
+
+def measure(args):
+    """One row of the table."""
+    device = utils.select_device(args)
+    utils.set_precision(args.precision, device)
+    utils.set_seed(0)
+    weak = args.setting == "weakly"
+    data = utils.read_data(args, {}, ["train", "val", "test"], device, weak)
+    train_set, sizes = data["train"], data["train"].sizes
+    network = PSPNetwork(**utils.network_sizes(sizes), threshold=PAPER_THRESHOLD[args.setting],
+                         **(WEAKLY_SUPERVISED if weak else FULLY_SUPERVISED)).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+
+    def batches(count):
+        epochs = [utils.shuffled_batches(len(train_set), args.batch_size, 0, epoch).to(train_set.place or "cpu")
+                  for epoch in range(1 + count * args.batch_size // len(train_set) * 2)]
+        return utils.batches_on(device, train_set, torch.cat(epochs)[:count])
+
+    def loss_of(batch):
+        output = utils.run_network(network, batch, args.precision)
+        return weakly_supervised_loss(output, batch["label_share"]) if weak else fully_supervised_loss(output, batch["labels"], 100)
+
+    next(batches(1))
+    row = {"videos": len(train_set), "features": "disk" if train_set.place is None else str(train_set.place),
+           "first_batch_s": time.time() - args.started}
+
+    network.train()
+    laps = []
+    end = finish(device)
+    for batch in batches(args.steps + 3):
+        times = [end, finish(device)]
+        loss = loss_of(batch)
+        times.append(finish(device))
+        optimizer.zero_grad()
+        loss.backward()
+        times.append(finish(device))
+        optimizer.step()
+        end = finish(device)
+        laps.append([b - a for a, b in zip(times, [*times[1:], end])])
+    for name, values in zip(("data", "forward", "backward", "optimiser"), zip(*laps[3:])):
+        row[f"{name}_ms"] = 1000 * median(values)
+    row["step_ms"] = 1000 * median(map(sum, laps[3:]))
+
+    start = finish(device)
+    for batch in batches(args.steps):      # as a training run does it: nothing is waited for
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        optimizer.step()
+    row["train_per_s"] = args.steps * args.batch_size / (finish(device) - start)
+
+    start = finish(device)
+    for split in ("val", "test"):
+        utils.predict(network, data[split], args.batch_size, args.precision)
+    row["eval_per_s"] = sum(len(data[split]) for split in ("val", "test")) / (finish(device) - start)
+
+    row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    row["peak_gpu_gb"] = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+    row["products_ms"] = products_ms(args.batch_size * sizes.segments * sizes.map_size[0] * sizes.map_size[1], sizes.visual_dim,
+                                     network.attention.U_v.out_features,
+                                     torch.bfloat16 if args.precision == "bf16" else torch.float32, device)
+    row["share"] = row["products_ms"] / row["step_ms"]
+    return row
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, help="a folder of all files (default: synthetic ones, made for the measurement)")
+    parser.add_argument("--setting", choices=["fully", "weakly"], default="fully")
+    parser.add_argument("--features", nargs="+", choices=["auto", "memory", "disk"], default=["memory", "disk"])
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=12, help="training steps of each measurement (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("benchmark.json"), help="(default: %(default)s)")
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)      # set in the processes that measure
+    return parser.parse_args()
+
+
+def run_measurement(args, folder, features):
+    """`measure` in a process of its own; its row, or None where it failed."""
+    command = [sys.executable, __file__, "--data_dir", folder, "--setting", args.setting, "--features", features, "--precision",
+               args.precision, "--device", args.device, "--batch_size", args.batch_size, "--steps", args.steps, "--started", time.time()]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+
+def print_table(rows):
+    shown = {name: title for name, title in COLUMNS.items() if any(row[name] is not None for row in rows)}
+    cells = [list(shown.values())]
+    for row in rows:
+        cells.append([f"{row[name]:.2f}" if isinstance(row[name], float) and row[name] < 10 else
+                      f"{row[name]:.0f}" if isinstance(row[name], float) else str(row[name]) for name in shown])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
+
+
+def main():
+    args = options()
+    if args.started:
+        args.features = args.features[0]
+        print(json.dumps(measure(args)))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory(dir=".") as made:
+        for videos in [None] if args.data_dir else (512, 1024, 2048):
+            folder = args.data_dir
+            if folder is None:
+                folder = Path(made) / str(videos)
+                subprocess.run([sys.executable, Path(__file__).parents[1] / "data" / "synthetic.py", "--output_dir", folder,
+                                "--train", str(videos), "--val", "128", "--test", "128"], check=True, stdout=subprocess.DEVNULL)
+            rows += [run_measurement(args, folder, features) for features in args.features]
+    rows = [row for row in rows if row]
+    about = {"device": utils.device_name(torch.device(args.device)), "threads": torch.get_num_threads(), "versions": utils.versions(),
+             "setting": args.setting, "precision": args.precision, "batch_size": args.batch_size}
+    print(f"{args.setting} supervised, {args.precision}, batches of {args.batch_size}, {about['device']}, "
+          f"{about['threads']} threads, torch {about['versions']['torch']}")
+    print_table(rows)
+    args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
