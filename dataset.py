@@ -64,10 +64,14 @@ AVE_FILES = {
 }
 
 
-def required_files(splits, weak_training=False):
-    """Names (of `AVE_FILES`) of the files that these splits are read from; weak training needs five more."""
+def required_files(splits, weak_training=False, background_videos=True):
+    """Names (of `AVE_FILES`) of the files that these splits are read from; weak training needs two or five more."""
     names = ["audio", "visual", "labels", *(f"order_{split}" for split in splits)]
-    return names + (["video_labels", "label_share", "audio_bg", "visual_bg", "labels_bg"] if weak_training else [])
+    if weak_training:
+        names += ["video_labels", "label_share"]
+        if background_videos:
+            names += ["audio_bg", "visual_bg", "labels_bg"]
+    return names
 
 
 def find_files(data_dir, names, given=None):
@@ -122,7 +126,7 @@ class AVEDataset(Dataset):
 
     files: path of each file by its name in `AVE_FILES`, see `find_files`.
     split: 'train', 'val' or 'test'.
-    weak: adds the video-level labels and, behind the videos of the split, the background videos.
+    weak: adds the video-level labels and, behind the videos of the split, the background videos where files names them.
     features: 'memory', read once and held; or 'disk', read again for each item and never held.
     dtype: of visual features held in memory (torch.bfloat16 takes half the room).
     device: where everything is held in memory, and comes from; features read from disk come to main memory.
@@ -139,8 +143,12 @@ class AVEDataset(Dataset):
         self.labels = read_one_hot(files, "labels")[self.video]
         audio, visual = [("audio", self.video)], [("visual", self.video)]
         if weak:
-            background_rows = torch.arange(check_weak_shapes(files, self.sizes))
-            self._read_weak_labels(files, background_rows)
+            check_weak_shapes(files, self.sizes)
+            self.video_label = read_one_hot(files, "video_labels")[self.video]
+            self.label_share = read_label_share(files)[self.video]
+        if weak and "labels_bg" in files:
+            background_rows = torch.arange(check_background_shapes(files, self.sizes))
+            self._add_background_videos(files, background_rows)
             audio.append(("audio_bg", background_rows))
             visual.append(("visual_bg", background_rows))
         self.place = torch.device(device) if features == "memory" else None      # None: not in memory
@@ -153,13 +161,13 @@ class AVEDataset(Dataset):
             for name in set(self._names()) - {"audio", "visual"}:
                 setattr(self, name, getattr(self, name).to(device))
 
-    def _read_weak_labels(self, files, background_rows):
-        """Video-level labels of the split's videos and, behind them, all labels of the background videos."""
+    def _add_background_videos(self, files, background_rows):
+        """All labels of the background videos, behind those of the split."""
         background_label = read_one_hot(files, "labels_bg")
         background_share = torch.nn.functional.one_hot(background_label, self.sizes.labels).float()
         background_segments = torch.full((len(background_rows), self.sizes.segments), self.sizes.background)
-        self.video_label = torch.cat([read_one_hot(files, "video_labels")[self.video], background_label])
-        self.label_share = torch.cat([read_label_share(files)[self.video], background_share])
+        self.video_label = torch.cat([self.video_label, background_label])
+        self.label_share = torch.cat([self.label_share, background_share])
         self.labels = torch.cat([self.labels, background_segments])
         self.video = torch.cat([self.video, self.sizes.videos + background_rows])
 
@@ -302,10 +310,10 @@ def _shape(files, name):
         return file.shape
 
 
-def visual_values(files, splits, weak_training=False):
-    """How many numbers the visual features of these splits are, with those of the background videos in weak training."""
+def visual_values(files, splits):
+    """How many numbers the visual features of these splits are, with those of the background videos where files names them."""
     videos = sum(_shape(files, f"order_{split}")[0] for split in splits)
-    if weak_training:
+    if "visual_bg" in files:
         videos += _shape(files, "visual_bg")[0]
     return videos * math.prod(_shape(files, "visual")[1:])
 
@@ -327,10 +335,14 @@ def read_sizes(files):
 
 
 def check_weak_shapes(files, sizes):
-    """Number of background videos; DataError where a file of weak training does not fit the others."""
-    extra = _shape(files, "labels_bg")[0]
+    """DataError where a file of video-level labels does not fit the others."""
     for name in ("video_labels", "label_share"):
         _check_shape(files, name, (sizes.videos, sizes.labels), "labels")
+
+
+def check_background_shapes(files, sizes):
+    """Number of background videos; DataError where a file of theirs does not fit the others."""
+    extra = _shape(files, "labels_bg")[0]
     _check_shape(files, "labels_bg", (extra, sizes.labels), "labels")
     _check_shape(files, "audio_bg", (extra, sizes.segments, sizes.audio_dim), "audio")
     _check_shape(files, "visual_bg", (extra, sizes.segments, *sizes.map_size, sizes.visual_dim), "visual")

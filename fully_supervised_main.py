@@ -6,7 +6,7 @@
 import torch
 
 import utils
-from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, PSPNetwork, fully_supervised_loss
+from psp_model import avel_fully_supervised_loss, fully_supervised_loss
 
 LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[60, 120])      # x 0.8 after these epochs
 
@@ -32,15 +32,17 @@ def train(args):
 
     data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
 
-    threshold = PAPER_THRESHOLD["fully"] if args.threshold is None else args.threshold
-    network_options = dict(**utils.network_sizes(data["train"].sizes), threshold=threshold, **FULLY_SUPERVISED)
-    network = PSPNetwork(**network_options).to(device)
+    network_options = utils.network_options(args, "fully", data["train"].sizes)
+    network = utils.NETWORKS[args.model_name](**network_options).to(device)
 
     def loss_function(output, batch):
+        if args.model_name == "AVEL":
+            return avel_fully_supervised_loss(output, batch["labels"])
         return fully_supervised_loss(output, batch["labels"], args.LAMBDA)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **LEARNING_RATE_DECAY)
+    decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
 
     utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)
 

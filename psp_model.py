@@ -6,7 +6,9 @@ Read from top to bottom this file follows the paper's method section:
 2. `PositiveSamplePropagation`    which segments of the other modality support this one?
 3. `PSPNetwork`                   both, between Bi-LSTMs and a classifier
 4. the losses                     segment labels (fully) or video labels (weakly supervised)
-5. `RELEASED_NAMES`               our parameter names beside those of the authors' checkpoints
+5. ablations                      what stands in for a part of the network that is taken out
+6. `AVELNetwork`                  the baseline that PSP grew from, and its losses
+7. `RELEASED_NAMES`               our parameter names beside those of the authors' checkpoints
 
 Letters used for shapes, here and everywhere:
 
@@ -153,10 +155,12 @@ class PSPNetwork(nn.Module):
         (False: the audio features as they are, one linear map with bias for the visual ones).
     renormalise, output_layers, dropout: see `PositiveSamplePropagation`.
     weighting: a branch that multiplies each segment's scores by one number, sigmoid(relu(.)), so in 0.5..1.
+    attention, propagation, modality: what to take out for an ablation, see `ATTENTIONS`, `PROPAGATIONS`, `MODALITIES`.
     """
 
     def __init__(self, audio_dim, visual_dim, map_size, labels, *, threshold,
-                 input_layers, renormalise, output_layers, weighting, dropout=0.1):
+                 input_layers, renormalise, output_layers, weighting, dropout=0.1,
+                 attention="audio-guided", propagation="psp", modality="both"):
         super().__init__()
         lstm_dim = 128            # of each direction; also what the features are mapped to
         dim = 2 * lstm_dim
@@ -168,11 +172,15 @@ class PSPNetwork(nn.Module):
         self.audio_in = input_map(audio_dim) if input_layers else nn.Identity()
         self.visual_in = input_map(visual_dim) if input_layers else nn.Linear(visual_dim, lstm_dim)
         mapped_audio_dim = lstm_dim if input_layers else audio_dim
+        if modality == "visual":
+            self.audio_in = Silenced(mapped_audio_dim)
+        if modality == "audio":
+            self.visual_in, attention = Silenced(lstm_dim), "mean"
 
-        self.attention = AudioGuidedVisualAttention(mapped_audio_dim, visual_dim, regions)
+        self.attention = ATTENTIONS[attention](mapped_audio_dim, visual_dim, regions)
         self.lstm_audio = nn.LSTM(mapped_audio_dim, lstm_dim, batch_first=True, bidirectional=True)
         self.lstm_visual = nn.LSTM(lstm_dim, lstm_dim, batch_first=True, bidirectional=True)
-        self.psp = PositiveSamplePropagation(dim, threshold, renormalise, output_layers, dropout)
+        self.psp = PROPAGATIONS[propagation](dim, threshold, renormalise, output_layers, dropout)
         self.classifier = nn.Sequential(nn.Linear(dim, 64, bias=False), nn.ReLU(), nn.Linear(64, labels, bias=False))
         self.weighting = nn.Linear(labels, 1, bias=False) if weighting else None
         self.reset_parameters()
@@ -242,6 +250,115 @@ def weakly_supervised_loss(output, label_share):
     return F.binary_cross_entropy(video_probability(output.logits), label_share)
 
 
+# ------------------------------------------------------------------------------------------- ablations
+
+class MeanOverRegions(nn.Module):
+    """Instead of AVGA: all regions weigh the same."""
+
+    def __init__(self, audio_dim, visual_dim, regions):
+        super().__init__()
+
+    def forward(self, audio, visual):
+        """As `AudioGuidedVisualAttention.forward`; the audio is not used."""
+        return visual.mean(dim=-2), visual.new_full(visual.shape[:-1], 1 / visual.shape[-2])
+
+
+class AllPairPropagation(PositiveSamplePropagation):
+    """PSP without its pruning: what is propagated comes from all pairs, also the negative ones."""
+
+    def prune(self, beta):
+        return beta
+
+
+class NoPropagation(nn.Module):
+    """PSP without its propagation: v' = v, a' = a, then the output layers and the LayerNorm as there."""
+
+    def __init__(self, dim, threshold, renormalise, output_layers, dropout=0.1):
+        super().__init__()
+        self.threshold = threshold
+
+        def projection():
+            return nn.Sequential(nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Dropout(dropout))
+
+        self.v_out = projection() if output_layers else nn.Identity()
+        self.a_out = projection() if output_layers else nn.Identity()
+        self.layer_norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, visual, audio):
+        """As `PositiveSamplePropagation.forward`; all similarities are 0."""
+        visual, audio = self.layer_norm(self.v_out(visual)), self.layer_norm(self.a_out(audio))
+        nothing = visual.new_zeros(*visual.shape[:2], visual.shape[1])
+        return Propagation(visual, audio, (visual + audio) / 2, nothing, nothing, nothing, nothing)
+
+
+class Silenced(nn.Module):
+    """Instead of the input map of a modality: zeros [B, T, width], whatever comes in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, features):
+        return features.new_zeros(*features.shape[:2], self.width)
+
+
+ATTENTIONS = {"audio-guided": AudioGuidedVisualAttention, "mean": MeanOverRegions}
+PROPAGATIONS = {"psp": PositiveSamplePropagation, "all-pairs": AllPairPropagation, "none": NoPropagation}
+MODALITIES = ("both", "audio", "visual")
+
+
+# ------------------------------------------------------------------------------------ the AVEL baseline
+
+class AVELOutput(NamedTuple):
+    """What an `AVELNetwork` returns."""
+    logits: torch.Tensor      # [B, T, C] scores before the softmax
+    attention: torch.Tensor   # [B, T, h, w]
+
+
+class AVELNetwork(nn.Module):
+    """A+V-att: AVGA -> Bi-LSTMs -> concatenation -> classifier.
+
+    Tian et al., "Audio-Visual Event Localization in Unconstrained Videos", ECCV 2018. Arguments as of `PSPNetwork`.
+    """
+
+    def __init__(self, audio_dim, visual_dim, map_size, labels):
+        super().__init__()
+        self.attention = AudioGuidedVisualAttention(audio_dim, visual_dim, map_size[0] * map_size[1])
+        self.lstm_audio = nn.LSTM(audio_dim, 128, batch_first=True, bidirectional=True)
+        self.lstm_visual = nn.LSTM(visual_dim, 128, batch_first=True, bidirectional=True)
+        self.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, labels))
+        for part in (self.attention, self.classifier):
+            for layer in part.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, audio, visual):
+        """audio [B, T, Da], visual [B, T, h, w, Dv] -> `AVELOutput`."""
+        attended, alpha = self.attention(audio, visual.flatten(2, 3))              # [B, T, Dv]
+        audio, _ = self.lstm_audio(audio)                                          # [B, T, 256]
+        visual_lstm, _ = self.lstm_visual(attended)                                # [B, T, 256]
+        logits = self.classifier(F.relu(torch.cat([audio, visual_lstm], dim=-1)))  # [B, T, C]
+        return AVELOutput(logits, alpha.unflatten(-1, visual.shape[2:4]))
+
+
+def avel_fully_supervised_loss(output, labels):
+    """Multi-label soft margin of the segments' probabilities, taken as if they were logits; labels [B, T] int -> scalar."""
+    probability = F.softmax(output.logits, dim=-1).flatten(0, 1)
+    one_hot = F.one_hot(labels.flatten(), probability.shape[-1]).to(probability.dtype)
+    return F.multilabel_soft_margin_loss(probability, one_hot)
+
+
+def avel_video_probability(logits):
+    """Softmax over the labels of the maximum over time; [B, T, C] -> [B, C]."""
+    return F.softmax(logits.amax(dim=1), dim=-1)
+
+
+def avel_weakly_supervised_loss(output, video_label):
+    """Multi-label soft margin of the video's probabilities, taken as logits, and its category; video_label [B] int -> scalar."""
+    probability = avel_video_probability(output.logits)
+    return F.multilabel_soft_margin_loss(probability, F.one_hot(video_label, probability.shape[-1]).to(probability.dtype))
+
+
 # ----------------------------------------------------------------------------- the authors' checkpoints
 
 # released name -> our name, of modules; a parameter below a module keeps its own last name (weight_ih_l0, bias, ...).
@@ -258,6 +375,17 @@ _SHARED_NAMES = {
     "psp.a_L1": "psp.a1.0",
     "psp.a_L2": "psp.a2.0",
     "psp.layer_norm": "psp.layer_norm",
+    "L1": "classifier.0",
+    "L2": "classifier.2",
+}
+AVEL_RELEASED_NAMES = {
+    "affine_video": "attention.U_v",
+    "affine_audio": "attention.U_a",
+    "affine_v": "attention.W_v",
+    "affine_g": "attention.W_g",
+    "affine_h": "attention.w_h",
+    "lstm_audio": "lstm_audio",
+    "lstm_video": "lstm_visual",
     "L1": "classifier.0",
     "L2": "classifier.2",
 }

@@ -29,12 +29,17 @@ from tqdm import tqdm
 from dataset import (SPLITS, AVEDataset, DataError, find_files, label_names, visual_values, read_annotations,
                      required_files)
 from model.released import CheckpointError, read_file, released_setting, released_weights, state_of
-from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
+from psp_model import (ATTENTIONS, FULLY_SUPERVISED, MODALITIES, PAPER_THRESHOLD, PROPAGATIONS, WEAKLY_SUPERVISED,
+                       AllPairPropagation, AVELNetwork, MeanOverRegions, NoPropagation, PSPNetwork, Silenced)
 
 try:
     import fcntl
 except ImportError:      # not on Windows: two runs in one folder are not noticed there
     fcntl = None
+
+
+NETWORKS = {"PSP": PSPNetwork, "AVEL": AVELNetwork}
+SETTINGS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 
 
 class UserError(Exception):
@@ -101,15 +106,33 @@ def main_options(description, setting):
     task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
+    model.add_argument("--model_name", choices=sorted(NETWORKS, reverse=True), default="PSP",
+                       help="AVEL is the baseline of Tian et al., ECCV 2018 (default: %(default)s)")
     model.add_argument("--threshold", type=number(float, 0, 1), metavar="TAU",
                        help=f"similarities of PSP that are not above it are pruned, in 0..1 (default: {PAPER_THRESHOLD[setting]}, the "
                             "paper's; in evaluation, the checkpoint's own)")
 
+    ablations = parser.add_argument_group("ablations", "What to take out of PSP when it is trained; a checkpoint remembers it.")
+    ablations.add_argument("--attention", choices=list(ATTENTIONS), default="audio-guided",
+                           help="mean: all regions weigh the same (default: %(default)s)")
+    ablations.add_argument("--propagation", choices=list(PROPAGATIONS), default="psp",
+                           help="all-pairs: nothing is pruned; none: nothing is propagated (default: %(default)s)")
+    ablations.add_argument("--modality", choices=MODALITIES, default="both",
+                           help="audio, visual: the other one is silenced (default: %(default)s)")
+    for option, name in (("--second_normalisation", "renormalise"), ("--weighting", "weighting")):
+        default = SETTINGS[setting][name]
+        ablations.add_argument(option, choices=["on", "off"], default="on" if default else "off",
+                               help={"renormalise": "of the similarities that pruning leaves",
+                                     "weighting": "branch that weighs the segments"}[name] + " (default: %(default)s)")
+    parser.ablations = ablations
+
     training = parser.add_argument_group("training")
     training.add_argument("--nb_epoch", type=number(int, 1), default=300, metavar="N", help="epochs (default: %(default)s)")
-    training.add_argument("--batch_size", type=number(int, 1), default=128, metavar="N",
-                          help="videos in a batch (default: %(default)s)")
+    training.add_argument("--batch_size", type=number(int, 1), metavar="N",
+                          help="videos in a batch (default: 128; of AVEL 64, as published)")
+    training.add_argument("--batches", choices=["shuffled", "in-order"],
+                          help="in-order: the same in each epoch, as the order file has them (default: shuffled; of AVEL in-order, "
+                               "as published)")
     training.add_argument("--lr", type=number(float, 0), default=1e-3, help="learning rate of Adam (default: %(default)s)")
     training.add_argument("--check_epoch", type=number(int, 1), default=5, metavar="N",
                           help="score validation and test every N epochs (default: %(default)s)")
@@ -160,8 +183,13 @@ def parse_options(parser):
     args = parser.parse_args()
     if args.train == (args.trained_model_path is not None):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
+    args.batch_size = args.batch_size or {"PSP": 128, "AVEL": 64}[args.model_name]
+    args.batches = args.batches or {"PSP": "shuffled", "AVEL": "in-order"}[args.model_name]
     if args.train:
         args.precision = args.precision or "fp32"
+    if args.model_name == "AVEL" and any(getattr(args, name) != parser.get_default(name) for name in
+                                         ("threshold", "attention", "propagation", "modality", "second_normalisation", "weighting")):
+        parser.error("--threshold and the ablations are of PSP; AVEL has none of them")
     if args.resume and not args.train:
         parser.error("--resume goes with --train")
     if args.save_predictions and args.train:
@@ -208,16 +236,23 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def read_data(args, given, splits, device, weak_training=False):
+def read_data(args, given, splits, device, weak_training=False, background_videos=True):
     """{split: AVEDataset}; `given` holds the paths of the file options by their names in `dataset.AVE_FILES`."""
-    files = find_files(args.data_dir, required_files(splits, weak_training), given)
+    names = required_files(splits, weak_training, background_videos)
+    files = find_files(args.data_dir, names, given)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    needed = visual_values(files, splits, weak_training) * dtype.itemsize
+    needed = visual_values(files, splits) * dtype.itemsize
     features, place = args.features, torch.device("cpu")
     if features == "auto":
         features, place = choose_place(needed, device)
     print(f"features: {needed / 1e9:.1f} GB, " + ("read from disk batch by batch" if features == "disk" else f"held in memory ({place})"))
     return {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place) for split in splits}
+
+
+def avel_decay(args, data):
+    """AVEL's learning rate falls to a tenth every 15,000 steps; here with the end of the epoch that they end in."""
+    steps = max(1, len(data["train"]) // args.batch_size)
+    return dict(gamma=0.1, milestones=[-(-15000 * n // steps) for n in range(1, args.nb_epoch * steps // 15000 + 1)])
 
 
 def choose_place(needed, device):
@@ -363,7 +398,7 @@ def run_network(network, batch, precision):
     """The network's output, in float32 what losses and labels are computed from."""
     with torch.autocast(batch["visual"].device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(batch["audio"], batch["visual"])
-    return output._replace(logits=output.logits.float(), similarity=output.similarity.float())
+    return output._replace(**{name: getattr(output, name).float() for name in ("logits", "similarity") if hasattr(output, name)})
 
 
 @torch.inference_mode()
@@ -411,8 +446,7 @@ def evaluate_checkpoint(args, given, setting):
         results = {split: predict(network, dataset, args.batch_size, args.precision, progress) for split, dataset in data.items()}
 
     saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
-    print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
-          f"threshold {network.psp.threshold}")
+    print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}" + about_network(network))
     print_label_table(results, names)
     for split, result in results.items():
         recall, background = result.label_accuracy(len(names) - 1)
@@ -420,6 +454,15 @@ def evaluate_checkpoint(args, given, setting):
               + (f"{100 * recall:.2f} % of {background}" if background else "no background segments"))
     if args.save_predictions:
         save_predictions(args.save_predictions, results, names, ids)
+
+
+def about_network(network):
+    """'threshold 0.099', and what is taken out; of AVEL, which has neither, that there is no propagation."""
+    if isinstance(network, AVELNetwork):
+        return "no propagation"
+    parts = [type(part).__name__ for part in (network.attention, network.psp, network.audio_in, network.visual_in)
+             if isinstance(part, (MeanOverRegions, AllPairPropagation, NoPropagation, Silenced))]
+    return ", ".join([f"threshold {network.psp.threshold}", *parts])
 
 
 def trained_precision(checkpoint, device):
@@ -506,7 +549,10 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
               mininterval=0.5 if sys.stderr.isatty() else 30, disable=process_rank() > 0) as bar:
         while run.epoch < args.nb_epoch:
             bar.set_description(f"epoch {run.epoch}", refresh=False)
-            batches = shuffled_batches(len(train_set), args.batch_size, args.seed, run.epoch)
+            if args.batches == "shuffled":
+                batches = shuffled_batches(len(train_set), args.batch_size, args.seed, run.epoch)
+            else:
+                batches = torch.arange(steps * args.batch_size).view(steps, args.batch_size)
             batches = part_of_process(batches, dim=1).to(train_set.place)
             network.train()
             for batch in batches_on(device, train_set, batches[run.step:]):
@@ -818,19 +864,25 @@ def _wrong_in_checkpoint(content):
     """What is wrong with the plain values of a checkpoint, '' where nothing is."""
     def whole(value, high):
         return type(value) is int and 1 <= value <= high
+    def one_of(choices):
+        return lambda value: isinstance(value, str) and value in choices
     kinds = {"audio_dim": lambda value: whole(value, 10**6), "visual_dim": lambda value: whole(value, 10**6),
              "labels": lambda value: whole(value, 10**6),
              "map_size": lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(whole(n, 1000) for n in value),
              "threshold": lambda value: type(value) in (int, float) and 0 <= value <= 1,
              **{name: lambda value: type(value) is bool for name in FULLY_SUPERVISED}}
+    ablations = {"attention": one_of(ATTENTIONS), "propagation": one_of(PROPAGATIONS), "modality": one_of(MODALITIES)}
     if not isinstance(content, dict) or not {"setting", "model_name", "network", "weights"} <= content.keys():
         return "it has no setting, model_name, network or weights"
-    if content["setting"] not in ("fully", "weakly") or content["model_name"] != "PSP":
+    if content["setting"] not in ("fully", "weakly") or content["model_name"] not in ("PSP", "AVEL"):
         return "its setting or model_name is unknown"
-    if not isinstance(content["network"], dict) or content["network"].keys() != kinds.keys():
+    if content["model_name"] == "AVEL":
+        kinds = {name: kinds[name] for name in ("audio_dim", "visual_dim", "map_size", "labels")}
+        ablations = {}
+    if not isinstance(content["network"], dict) or not kinds.keys() <= content["network"].keys() <= {**kinds, **ablations}.keys():
         return "its network has other options"
-    for name, fits in kinds.items():
-        if not fits(content["network"][name]):
+    for name, fits in {**kinds, **ablations}.items():
+        if name in content["network"] and not fits(content["network"][name]):
             return f"its network's {name} is impossible"
     if type(content.get("epoch", 0)) is not int or not 0 <= content.get("epoch", 0) < 10**9:
         return "its epoch is impossible"
@@ -858,7 +910,7 @@ def _checkpoint_of_state(path, state, wanted):
         raise CheckpointError(f"is not a checkpoint of these networks: {error} is missing") from error
     side = math.isqrt(regions)
     options = dict(audio_dim=audio_dim, visual_dim=visual_dim, map_size=(side, side), labels=labels,
-                   threshold=PAPER_THRESHOLD[setting], **(FULLY_SUPERVISED if setting == "fully" else WEAKLY_SUPERVISED))
+                   threshold=PAPER_THRESHOLD[setting], **SETTINGS[setting])
     return {"setting": setting, "model_name": "PSP", "network": options, "weights": weights}
 
 
@@ -873,11 +925,13 @@ def network_of_checkpoint(checkpoint, path, sizes=None, threshold=None):
         if options[name] != needed and options[name] != list(np.ravel(needed)):
             raise UserError(f"{path}: was trained with {name} {options[name]}, but the data has {needed}")
     if threshold is not None:
+        if "threshold" not in options:
+            raise UserError(f"{path}: is a checkpoint of {checkpoint['model_name']}, which has no --threshold")
         options["threshold"] = threshold
     weights = checkpoint["weights"]
     try:
         with torch.device("meta"):      # shapes only: the tensors are the checkpoint's own
-            network = PSPNetwork(**options)
+            network = NETWORKS[checkpoint["model_name"]](**options)
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             raise ValueError("its weights are not float32")
         network.load_state_dict(weights, strict=True, assign=True)
@@ -887,6 +941,15 @@ def network_of_checkpoint(checkpoint, path, sizes=None, threshold=None):
         if not weight.isfinite().all():
             raise UserError(f"{path}: its weight {name} is NaN or infinite; the file is broken, or its training failed")
     return network
+
+
+def network_options(args, setting, sizes):
+    """The arguments of the network that the options and the data ask for."""
+    if args.model_name == "AVEL":
+        return network_sizes(sizes)
+    changed = dict(renormalise=args.second_normalisation == "on", weighting=args.weighting == "on")
+    return dict(**network_sizes(sizes), threshold=PAPER_THRESHOLD[setting] if args.threshold is None else args.threshold,
+                **{**SETTINGS[setting], **changed}, attention=args.attention, propagation=args.propagation, modality=args.modality)
 
 
 def network_sizes(sizes):

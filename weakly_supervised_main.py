@@ -4,15 +4,21 @@
     python weakly_supervised_main.py --model_name PSP --trained_model_path ./model/PSP_weakly.pt
 """
 import torch
+from torch.nn.functional import one_hot
 
 import utils
-from psp_model import WEAKLY_SUPERVISED, PAPER_THRESHOLD, PSPNetwork, weakly_supervised_loss
+from psp_model import avel_weakly_supervised_loss, weakly_supervised_loss
 
 LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[80, 160])      # x 0.8 after these epochs
 
 
 def options():
     parser = utils.main_options(__doc__, "weakly")
+    parser.ablations.add_argument("--weak_labels", choices=["share", "tag"], default="share",
+                                  help="training target: the share of event and background in each video (prob_label.h5), or "
+                                       "only its category (mil_labels.h5) (default: %(default)s)")
+    parser.ablations.add_argument("--background_videos", choices=["on", "off"], default="on",
+                                  help="train on the background videos, too (default: %(default)s)")
     utils.add_file_option(parser.data, "--dir_labels", "mil_labels.h5", "event category of each video")
     utils.add_file_option(parser.data, "--prob_dir_labels", "prob_label.h5", "share of each label in each video: the training target")
     utils.add_file_option(parser.data, "--dir_labels_gt", "right_labels.h5", "segment labels, to score predictions")
@@ -35,17 +41,22 @@ def train(args):
     utils.set_precision(args.precision, device)
     utils.set_seed(args.seed)
 
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True)
+    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
+                           background_videos=args.background_videos == "on")
 
-    threshold = PAPER_THRESHOLD["weakly"] if args.threshold is None else args.threshold
-    network_options = dict(**utils.network_sizes(data["train"].sizes), threshold=threshold, **WEAKLY_SUPERVISED)
-    network = PSPNetwork(**network_options).to(device)
+    network_options = utils.network_options(args, "weakly", data["train"].sizes)
+    network = utils.NETWORKS[args.model_name](**network_options).to(device)
 
     def loss_function(output, batch):
+        if args.model_name == "AVEL":
+            return avel_weakly_supervised_loss(output, batch["video_label"])
+        if args.weak_labels == "tag":
+            return weakly_supervised_loss(output, one_hot(batch["video_label"], output.logits.shape[-1]).float())
         return weakly_supervised_loss(output, batch["label_share"])
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **LEARNING_RATE_DECAY)
+    decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
 
     utils.train(args, "weakly", network, network_options, loss_function, optimizer, schedule, data)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import segment_labels  # noqa: E402
-from dataset import (AVE_FILES, SPLITS, DataError, check_weak_shapes, find_files, label_names, open_file,  # noqa: E402
+from dataset import (AVE_FILES, SPLITS, DataError, check_background_shapes, check_weak_shapes, find_files, label_names, open_file,  # noqa: E402
                      read_annotations, read_label_share, read_one_hot, read_order, read_sizes, required_files)
 from utils import OptionParser, run_script  # noqa: E402
 
@@ -159,6 +159,12 @@ def print_splits(labels, orders, names, background):
     print_table(rows)
 
 
+def check_shapes_for_weak_training(files, sizes):
+    """Number of background videos; DataError where a file of weak training does not fit the others."""
+    check_weak_shapes(files, sizes)
+    return check_background_shapes(files, sizes)
+
+
 def main():
     parser = OptionParser(__doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
@@ -192,7 +198,7 @@ def main():
         annotations = None
     if sizes:
         weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
-        weak = weak and audit.attempt(check_weak_shapes, files, sizes) is not None
+        weak = weak and audit.attempt(check_shapes_for_weak_training, files, sizes) is not None
         labels = check_labels(audit, files, sizes, annotations, weak)
         orders = check_orders(audit, files, sizes.videos)
         if annotations:

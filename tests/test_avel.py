@@ -1,0 +1,55 @@
+"""AVEL is the published one: float64 agreement with numbers that its authors' code computed (golden/avel.json)."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import psp_model
+from golden import recipe
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "avel.json").read_text())
+
+
+def close(actual, expected):
+    actual, expected = actual.detach().numpy(), np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.linalg.norm(actual - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("setting", ["fully", "weakly"])
+def test_outputs_loss_gradients_and_adam_steps_agree(setting):
+    golden = GOLDEN[setting]
+    network = psp_model.AVELNetwork(128, 512, (7, 7), 29).double()
+    names = {}
+    for released in golden["parameters"]:
+        module, _, parameter = released.rpartition(".")
+        names[f"{psp_model.AVEL_RELEASED_NAMES[module]}.{parameter}"] = released
+    network.load_state_dict({ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, tuple(golden["parameters"][released])))
+                             for ours, released in names.items()}, strict=True)
+    audio, visual, labels = map(torch.from_numpy, recipe.inputs(GOLDEN["seed"], GOLDEN["batch"]))
+    category = labels.amin(dim=1)      # of the event: background, 28, is the largest label
+
+    def loss_of(output):
+        if setting == "fully":
+            return psp_model.avel_fully_supervised_loss(output, labels)
+        return psp_model.avel_weakly_supervised_loss(output, category)
+
+    output = network(audio, visual)
+    segments = output.logits.softmax(-1) if setting == "fully" else output.logits
+    close(segments, golden["segment_output"])
+    if setting == "weakly":
+        close(psp_model.avel_video_probability(output.logits), golden["video_prob"])
+    loss = loss_of(output)
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-8)
+    loss.backward()
+    for ours, released in names.items():
+        assert network.get_parameter(ours).grad.norm().item() == pytest.approx(golden["grad_norms"][released], rel=1e-8), ours
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for expected in golden["adam_losses"]:
+        loss = loss_of(network(audio, visual))
+        assert loss.item() == pytest.approx(expected, rel=1e-8)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
