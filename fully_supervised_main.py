@@ -25,12 +25,8 @@ def given_files(args):
                 order_train=args.dir_order_train, order_val=args.dir_order_val, order_test=args.dir_order_test)
 
 
-def train(args):
-    device = utils.select_device(args)
-    utils.set_precision(args.precision, device)
+def train(args, data, device):
     utils.set_seed(args.seed)
-
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
 
     network_options = utils.network_options(args, "fully", data["train"].sizes)
     network = utils.NETWORKS[args.model_name](**network_options).to(device)
@@ -44,13 +40,15 @@ def train(args):
     decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
 
-    utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)
+    return utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)
 
 
 def main():
     args = options()
     if args.train:
-        train(args)
+        device = utils.select_device(args)
+        data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
+        utils.train_each_seed(args, data, device, train)
     else:
         utils.evaluate_checkpoint(args, given_files(args), "fully")
 

@@ -140,6 +140,9 @@ def main_options(description, setting):
                           help="save the state that --resume goes on from every N epochs (default: %(default)s)")
     training.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=123,
                           help="of Python, NumPy, torch and the order of the videos (default: %(default)s)")
+    training.add_argument("--runs", type=number(int, 1, 1000), default=1, metavar="N",
+                          help="train with each of the seeds SEED .. SEED+N-1, into OUTPUT_DIR/seed<i>, and report mean, spread and "
+                               "interval (default: %(default)s)")
     training.add_argument("--resume", action="store_true",
                           help="go on with the run in --output_dir that was stopped or killed; same options otherwise")
 
@@ -210,7 +213,10 @@ def refuse_to_overwrite(paths, overwrite):
 
 
 def select_device(args):
-    """The torch device of --device, of this process if there are several; UserError where this machine has none such."""
+    """The torch device of --device, of this process if there are several, set to --precision.
+
+    Raises UserError where this machine has none such, or the device has no such precision.
+    """
     name = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and process_count() > 1 else args.device
     try:
         made = torch.zeros(1, device=name)
@@ -219,14 +225,11 @@ def select_device(args):
         raise UserError(f"--device {name}: cannot be used here ({(str(error) or type(error).__name__).splitlines()[0]})") from error
     if made.device.type == "cuda":
         torch.cuda.set_device(made.device)
+    elif args.precision == "tf32":
+        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {made.device}; choose fp32 or bf16")
+    # Whether float32 products and LSTMs may round their factors to 10 bits; bf16 is left to `run_network`.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     return made.device
-
-
-def set_precision(precision, device):
-    """Whether float32 products and LSTMs may round their factors to 10 bits (tf32); bf16 is left to `run_network`."""
-    if precision == "tf32" and device.type != "cuda":
-        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {device}; choose fp32 or bf16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def set_seed(seed):
@@ -387,6 +390,35 @@ class Predictions:
         """Segment-level accuracy in 0..1: the share of all segments of all videos whose label is right."""
         return float((self.predicted == self.labels).mean())
 
+    def metrics(self, background):
+        """What else tells how good the labels are, each in 0..1; None where there is nothing to count.
+
+        event_or_background: share of segments of which it is told rightly whether there is an event.
+        video_category: share of videos with an event whose category is the most frequent one among the predicted events.
+        segment_f1: F1 of the segments' event labels: a right one is a hit, any other event label, true or predicted, a miss.
+        event_f1: F1 of events, the runs of segments of one category: a predicted one is right if it overlaps a true one of
+            its category with an intersection over union of 0.5 or more.
+        """
+        event, predicted_event = self.labels != background, self.predicted != background
+        hits = int((event & (self.predicted == self.labels)).sum())
+        true_events = [events_of(labels, background) for labels in self.labels]
+        predicted_events = [events_of(labels, background) for labels in self.predicted]
+        event_hits = sum(matched_events(true, predicted) for true, predicted in zip(true_events, predicted_events))
+        categories = [(most_frequent(true[true != background]), most_frequent(labels[labels != background]))
+                      for true, labels in zip(self.labels, self.predicted) if (true != background).any()]
+        return {
+            "event_or_background": float((event == predicted_event).mean()),
+            "video_category": sum(true == predicted for true, predicted in categories) / len(categories) if categories else None,
+            "segment_f1": f1(hits, int(event.sum()), int(predicted_event.sum())),
+            "event_f1": f1(event_hits, sum(map(len, true_events)), sum(map(len, predicted_events))),
+        }
+
+    def references(self, background):
+        """Accuracy of always saying background, and of knowing each video's category but localising nothing."""
+        event = self.labels != background
+        without_event = ~event.any(axis=1, keepdims=True)      # such a video's category is background
+        return {"always_background": float((~event).mean()), "category_everywhere": float((event | without_event).mean())}
+
     def label_accuracy(self, label):
         """(accuracy on the segments that truly have the label, their number); accuracy is None where there are none."""
         of_label = self.labels == label
@@ -399,6 +431,38 @@ def run_network(network, batch, precision):
     with torch.autocast(batch["visual"].device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(batch["audio"], batch["visual"])
     return output._replace(**{name: getattr(output, name).float() for name in ("logits", "similarity") if hasattr(output, name)})
+
+
+def f1(hits, true, predicted):
+    """Harmonic mean of hits / true and hits / predicted; None where both are empty."""
+    return 2 * hits / (true + predicted) if true + predicted else None
+
+
+def most_frequent(labels):
+    """The label that stands most often in labels, the smallest of several; None where there is none."""
+    return int(np.bincount(labels).argmax()) if len(labels) else None
+
+
+def events_of(labels, background):
+    """The events (category, start, end) of one video's labels [T]: its longest runs of one category."""
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    return [(int(labels[start]), start, end) for start, end in zip(edges, edges[1:]) if labels[start] != background]
+
+
+def matched_events(true, predicted):
+    """How many predicted events overlap a true one of their category with an intersection over union of 0.5 or more.
+
+    No two can overlap the same one so far, but with exactly half of it each; then one of them counts.
+    """
+    matched = set()
+    for category, start, end in predicted:
+        for number, (true_category, true_start, true_end) in enumerate(true):
+            intersection = min(end, true_end) - max(start, true_start)
+            union = (end - start) + (true_end - true_start) - intersection
+            if number not in matched and category == true_category and 2 * intersection >= union:
+                matched.add(number)
+                break
+    return len(matched)
 
 
 @torch.inference_mode()
@@ -435,9 +499,8 @@ def evaluate_checkpoint(args, given, setting):
         raise UserError("evaluation runs in one process; start it without torchrun")
     check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load_checkpoint(args.trained_model_path, setting)
+    args.precision = args.precision or trained_precision(checkpoint, args.device)
     device = select_device(args)
-    args.precision = args.precision or trained_precision(checkpoint, device)
-    set_precision(args.precision, device)
     data = read_data(args, given, ["val", "test"], device)
     network = network_of_checkpoint(checkpoint, args.trained_model_path, data["val"].sizes, args.threshold).to(device)
     names, ids = names_and_ids(args, data["val"].sizes)
@@ -452,6 +515,7 @@ def evaluate_checkpoint(args, given, setting):
         recall, background = result.label_accuracy(len(names) - 1)
         print(f"{split} accuracy: {100 * result.accuracy:.2f} % of {result.labels.size} segments; background recall: "
               + (f"{100 * recall:.2f} % of {background}" if background else "no background segments"))
+        print_metrics(split, result, len(names) - 1)
     if args.save_predictions:
         save_predictions(args.save_predictions, results, names, ids)
 
@@ -465,11 +529,22 @@ def about_network(network):
     return ", ".join([f"threshold {network.psp.threshold}", *parts])
 
 
-def trained_precision(checkpoint, device):
+def trained_precision(checkpoint, device_name):
     """The precision that a checkpoint was trained in, fp32 where that is not known or the device does not have it."""
     settings = checkpoint.get("settings")
     precision = settings.get("precision") if isinstance(settings, dict) else None
-    return precision if precision == "bf16" or (precision == "tf32" and device.type == "cuda") else "fp32"
+    return precision if precision == "bf16" or (precision == "tf32" and device_name.startswith("cuda")) else "fp32"
+
+
+def print_metrics(split, result, background):
+    """What `Predictions.metrics` and `references` say, on two lines."""
+    def percent(value):
+        return "-" if value is None else f"{100 * value:.2f} %"
+    metrics, references = result.metrics(background), result.references(background)
+    print(f"{split} event or background: {percent(metrics['event_or_background'])}; video category: {percent(metrics['video_category'])}; "
+          f"segment F1: {percent(metrics['segment_f1'])}; event F1: {percent(metrics['event_f1'])}")
+    print(f"{split} for reference: always background {percent(references['always_background'])}; "
+          f"right category in all segments {percent(references['category_everywhere'])}")
 
 
 def print_label_table(results, names):
@@ -589,6 +664,55 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
                 run.stop(stop.received or signal.SIGTERM)
             bar.set_postfix_str(run.summary(loss), refresh=False)
     run.report()
+    return run
+
+
+def train_each_seed(args, data, device, train):
+    """train(args, data, device) -> Run, once; or, with --runs, for each seed, and a report over all of them."""
+    if args.runs == 1:
+        train(args, data, device)
+        return
+    rows = []
+    for seed in range(args.seed, args.seed + args.runs):
+        print(f"seed {seed}:")
+        of_seed = argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
+        run = train(of_seed, data, device)
+        if process_count() > 1:
+            torch.distributed.barrier()      # until the checkpoint is written
+        network = network_of_checkpoint(load_checkpoint(run.checkpoint_path), run.checkpoint_path).to(device)
+        test = predict(network, data["test"], args.batch_size, args.precision)
+        rows.append({"seed": seed, "best_epoch": run.best["epoch"], "val": run.best["val_accuracy"],
+                     "test": run.best["test_accuracy"], "last_test": run.last["test_accuracy"],
+                     "best_test": run.best_test["test_accuracy"], "checks": run.checks,
+                     "test_right": (test.predicted == test.labels).sum(axis=1).tolist()})
+    report_runs(args, rows, data["test"])
+
+
+def report_runs(args, rows, test_set):
+    """Prints a line for each seed and the figures over all, and writes them to OUTPUT_DIR/<model>_runs.json."""
+    print("seed   best epoch     val    test   test, last epoch")
+    for row in rows:
+        print(f"{row['seed']:<6} {row['best_epoch']:>10}  {100 * row['val']:6.2f}  {100 * row['test']:6.2f}   {100 * row['last_test']:16.2f}")
+    test = np.array([row["test"] for row in rows])
+    right = np.array([row["test_right"] for row in rows]) / test_set.sizes.segments
+    low, high = bootstrap_interval(right.mean(axis=0))
+    summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
+    print(f"test accuracy at the best validation epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % (mean and sample "
+          f"standard deviation of n = {len(rows)} seeds: {', '.join(f'{100 * value:.2f}' for value in test)})")
+    print(f"95 % interval over the {right.shape[1]} test videos (bootstrap, mean of the seeds): {100 * low:.2f} to {100 * high:.2f} %")
+    path = args.output_dir / f"{args.model_name}_runs.json"
+    if process_rank() == 0:
+        text = json.dumps({"settings": settings_of(args), "summary": summary, "test_videos": test_set.video.tolist(), "runs": rows})
+        write_atomically(path, lambda partial: partial.write_text(text + "\n"))
+    print(f"all figures: {path}")
+
+
+def bootstrap_interval(values, resamples=10000, coverage=0.95):
+    """(low, high) of the mean of values [n], by the percentiles of means of n values drawn with replacement."""
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    low, high = np.quantile(counts @ values / len(values), [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
 
 
 def shuffled_batches(videos, batch_size, seed, epoch):
@@ -777,7 +901,7 @@ class Run:
 
 def settings_of(args):
     """The options that decide what a run computes, as plain values."""
-    elsewhere = {"train", "trained_model_path", "resume", "output_dir", "save_predictions", "annotations", "device", "features"}
+    elsewhere = {"train", "trained_model_path", "resume", "runs", "output_dir", "save_predictions", "annotations", "device", "features"}
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in sorted(vars(args).items()) if name not in elsewhere}
 

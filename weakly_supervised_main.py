@@ -36,13 +36,8 @@ def given_files(args):
                 visual_bg=args.dir_video_bg, audio_bg=args.dir_audio_bg, labels_bg=args.dir_labels_bg)
 
 
-def train(args):
-    device = utils.select_device(args)
-    utils.set_precision(args.precision, device)
+def train(args, data, device):
     utils.set_seed(args.seed)
-
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
-                           background_videos=args.background_videos == "on")
 
     network_options = utils.network_options(args, "weakly", data["train"].sizes)
     network = utils.NETWORKS[args.model_name](**network_options).to(device)
@@ -58,13 +53,16 @@ def train(args):
     decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
 
-    utils.train(args, "weakly", network, network_options, loss_function, optimizer, schedule, data)
+    return utils.train(args, "weakly", network, network_options, loss_function, optimizer, schedule, data)
 
 
 def main():
     args = options()
     if args.train:
-        train(args)
+        device = utils.select_device(args)
+        data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
+                               background_videos=args.background_videos == "on")
+        utils.train_each_seed(args, data, device, train)
     else:
         utils.evaluate_checkpoint(args, given_files(args), "weakly")
 

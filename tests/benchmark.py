@@ -59,7 +59,6 @@ def products_ms(rows, width, hidden, dtype, device):
 def measure(args):
     """One row of the table."""
     device = utils.select_device(args)
-    utils.set_precision(args.precision, device)
     utils.set_seed(0)
     weak = args.setting == "weakly"
     data = utils.read_data(args, {}, ["train", "val", "test"], device, weak)
