@@ -34,7 +34,7 @@ def train(args, data, device):
     def loss_function(output, batch):
         if args.model_name == "AVEL":
             return avel_fully_supervised_loss(output, batch["labels"])
-        return fully_supervised_loss(output, batch["labels"], args.LAMBDA)
+        return fully_supervised_loss(output, batch["labels"], args.LAMBDA, target=batch.get("avps_target"))
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY

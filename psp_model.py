@@ -232,11 +232,15 @@ def avps_loss(similarity, target):
     return F.mse_loss(s, target)
 
 
-def fully_supervised_loss(output, labels, LAMBDA):
-    """Cross entropy over all segments + LAMBDA x L_avps; labels [B, T] int, background is the last of C -> scalar."""
+def fully_supervised_loss(output, labels, LAMBDA, target=None):
+    """Cross entropy over all segments + LAMBDA x L_avps; labels [B, T] int, background is the last of C -> scalar.
+
+    target [B, T]: of L_avps, if not `avps_target`.
+    """
     background = output.logits.shape[-1] - 1
     cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), labels.flatten())
-    target = avps_target(labels, background, output.similarity.dtype)
+    if target is None:
+        target = avps_target(labels, background, output.similarity.dtype)
     return cross_entropy + LAMBDA * avps_loss(output.similarity, target)
 
 

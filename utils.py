@@ -18,7 +18,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count, cycle, islice, repeat
 from pathlib import Path
 
 import h5py
@@ -98,6 +98,24 @@ def number(kind, low, high=10**9):
     return parse
 
 
+QUIRKS = {
+    "fully": {"stale_avps": "targets of L_avps are never cleared", "fixed_batches": "only the first batch of an epoch is drawn anew"},
+    "weakly": {"fixed_batches": "only the first batch of an epoch is drawn anew"},
+}
+
+
+def quirks(setting):
+    """An argparse type: names of QUIRKS[setting], separated by commas."""
+    def parse(text):
+        names = sorted(set(filter(None, text.split(","))))
+        unknown = [name for name in names if name not in QUIRKS[setting]]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is no quirk of {setting} supervised training, which has: "
+                                             + ", ".join(QUIRKS[setting]))
+        return names
+    return parse
+
+
 def main_options(description, setting):
     """The options that both main scripts have; the defaults are the paper's."""
     parser = OptionParser(description)
@@ -138,6 +156,9 @@ def main_options(description, setting):
                           help="score validation and test every N epochs (default: %(default)s)")
     training.add_argument("--save_epoch", type=number(int, 1), default=5, metavar="N",
                           help="save the state that --resume goes on from every N epochs (default: %(default)s)")
+    training.add_argument("--released_quirks", type=quirks(setting), default=[], metavar="QUIRKS",
+                          help="what the released code does otherwise than the paper, separated by commas: "
+                               + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items()) + " (default: none)")
     training.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=123,
                           help="of Python, NumPy, torch and the order of the videos (default: %(default)s)")
     training.add_argument("--runs", type=number(int, 1, 1000), default=1, metavar="N",
@@ -618,19 +639,19 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
         raise UserError(f"--batch_size {args.batch_size} does not divide among {process_count()} processes")
     run = Run(args, setting, network, network_options, optimizer, schedule, data)
     parallel_network = across_processes(network) if process_count() > 1 else network
+    epochs = islice(batches_of_epochs(args, train_set), run.epoch, None)
 
     with StopSignals() as stop, \
          tqdm(total=args.nb_epoch * steps, initial=run.epoch * steps + run.step, unit="batch",
               mininterval=0.5 if sys.stderr.isatty() else 30, disable=process_rank() > 0) as bar:
         while run.epoch < args.nb_epoch:
             bar.set_description(f"epoch {run.epoch}", refresh=False)
-            if args.batches == "shuffled":
-                batches = shuffled_batches(len(train_set), args.batch_size, args.seed, run.epoch)
-            else:
-                batches = torch.arange(steps * args.batch_size).view(steps, args.batch_size)
+            batches, targets = next(epochs)
             batches = part_of_process(batches, dim=1).to(train_set.place)
             network.train()
             for batch in batches_on(device, train_set, batches[run.step:]):
+                if targets is not None:
+                    batch["avps_target"] = part_of_process(targets[run.step]).to(device)
                 loss = loss_function(run_network(parallel_network, batch, args.precision), batch)
                 optimizer.zero_grad()
                 loss.backward()
@@ -715,11 +736,68 @@ def bootstrap_interval(values, resamples=10000, coverage=0.95):
     return float(low), float(high)
 
 
+def batches_of_epochs(args, train_set):
+    """Yields for each epoch the positions of the videos of its batches [steps, B] and, with the quirk, the targets of L_avps."""
+    videos, size = len(train_set), args.batch_size
+    if "fixed_batches" in args.released_quirks:
+        epochs = fixed_batches(videos, size, args.seed)
+    elif "stale_avps" in args.released_quirks:
+        epochs = released_batches(videos, size, args.seed)
+    elif args.batches == "in-order":
+        epochs = repeat(in_batches(torch.arange(videos), size))
+    else:
+        epochs = (shuffled_batches(videos, size, args.seed, epoch) for epoch in count())
+    if "stale_avps" in args.released_quirks:
+        yield from stale_targets(epochs, train_set.labels.cpu(), train_set.sizes.background)
+    else:
+        yield from zip(epochs, repeat(None))
+
+
+def in_batches(order, batch_size):
+    """[videos] -> [batches, batch_size]; the last short one is dropped."""
+    return order[:len(order) // batch_size * batch_size].view(-1, batch_size)
+
+
+def released_batches(videos, batch_size, seed):
+    """Yields the batches of each epoch as the released fully supervised code draws them: one list, shuffled again and again."""
+    generator, order = random.Random(seed), list(range(videos))
+    while True:
+        generator.shuffle(order)
+        yield in_batches(torch.tensor(order), batch_size)
+
+
+def fixed_batches(videos, batch_size, seed):
+    """Yields the batches of each epoch as the released weakly supervised code has them: only the first one is drawn."""
+    generator = random.Random(seed)
+    while True:
+        order = list(range(videos))
+        generator.shuffle(order)
+        batches = in_batches(torch.arange(videos), batch_size)
+        batches[0] = torch.tensor(order[:batch_size])
+        yield batches
+
+
+def stale_targets(epochs, labels, background):
+    """Yields (batches, targets [steps, B, T]) with the targets of L_avps as the released code has them.
+
+    It writes 1/n into a buffer at the n event segments of each video and never clears it, so that each row keeps what videos
+    of earlier batches left there. A video without an event writes 1/T into all its segments.
+    """
+    buffer = None
+    for batches in epochs:
+        targets = []
+        for positions in batches:
+            of_batch = labels[positions]
+            written = (of_batch != background) | (of_batch == background).all(dim=1, keepdim=True)
+            value = (1 / written.sum(dim=1, keepdim=True)).expand(of_batch.shape)
+            buffer = torch.where(written, value, 0 if buffer is None else buffer)
+            targets.append(buffer)
+        yield batches, torch.stack(targets)
+
+
 def shuffled_batches(videos, batch_size, seed, epoch):
     """Positions of the videos of each batch of an epoch, int64 [batches, batch_size]; depends on nothing else."""
-    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(videos))
-    steps = videos // batch_size
-    return order[:steps * batch_size].view(steps, batch_size)
+    return in_batches(torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(videos)), batch_size)
 
 
 class StopSignals:
