@@ -13,8 +13,8 @@ LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[60, 120])      # x 0.8 after t
 
 def options():
     parser = utils.main_options(__doc__, "fully")
-    parser.add_argument("--LAMBDA", type=utils.number(float, 0), default=100,
-                        help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
+    parser.training.add_argument("--LAMBDA", type=utils.number(float, 0), default=100,
+                                 help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
     utils.add_file_option(parser.data, "--dir_labels", "right_labels.h5", "segment labels")
     return utils.parse_options(parser)
 

@@ -145,6 +145,7 @@ def main_options(description, setting):
     parser.ablations = ablations
 
     training = parser.add_argument_group("training")
+    parser.training = training
     training.add_argument("--nb_epoch", type=number(int, 1), default=300, metavar="N", help="epochs (default: %(default)s)")
     training.add_argument("--batch_size", type=number(int, 1), metavar="N",
                           help="videos in a batch (default: 128; of AVEL 64, as published)")
@@ -723,7 +724,8 @@ def report_runs(args, rows, test_set):
     print(f"95 % interval over the {right.shape[1]} test videos (bootstrap, mean of the seeds): {100 * low:.2f} to {100 * high:.2f} %")
     path = args.output_dir / f"{args.model_name}_runs.json"
     if process_rank() == 0:
-        text = json.dumps({"settings": settings_of(args), "summary": summary, "test_videos": test_set.video.tolist(), "runs": rows})
+        text = json.dumps({"settings": settings_of(args), "summary": summary, "segments": test_set.sizes.segments,
+                       "test_videos": test_set.video.tolist(), "runs": rows})
         write_atomically(path, lambda partial: partial.write_text(text + "\n"))
     print(f"all figures: {path}")
 

@@ -1,0 +1,92 @@
+"""Tables hold what their commands gave and survive a kill; every figure is drawn; boundary errors are those worked by hand."""
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from conftest import ROOT  # noqa: E402
+
+from utils import Predictions  # noqa: E402
+
+RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
+
+
+@pytest.fixture
+def figure_script(monkeypatch, capsys):
+    """Runs a script of figures/ in this process: (exit code, stdout, stderr)."""
+    monkeypatch.syspath_prepend(str(ROOT / "figures"))
+    from utils import run_script
+
+    def run(name, *options):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        code = 0
+        try:
+            run_script(importlib.import_module(name).main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+    return run
+
+
+def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_script, monkeypatch, tiny_folder, tmp_path):
+    tables = importlib.import_module("paper_tables")
+    monkeypatch.setattr(tables, "TABLES", {"threshold": ("Pruning threshold", [
+        tables.PSP["fully"], tables.Row("threshold 0.5", "fully", ("--threshold", "0.5")),
+        tables.Row("threshold 7", "fully", ("--threshold", "7")), tables.Row("chosen on test", "fully", figure="best_test")])})
+    options = ("threshold", "--data_dir", tiny_folder, "--runs", 2, "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8,
+               "--output_dir", tmp_path)
+    code, out, error = figure_script("paper_tables", *options)
+    assert code == 2 and "1 of the rows failed" in error and "'7' is not a number in 0..1" in out
+    first = (tmp_path / "tables.json").read_text()
+    psp, pruned, failed, on_test = json.loads(first)["threshold"]["rows"]
+    assert "error" in failed and (tmp_path / "threshold.png").stat().st_size > 1000
+
+    # Recomputed from the logs of the single seeds.
+    def of_seeds(row, which):
+        name = {"PSP, fully": "fully", "threshold 0.5": "fully_threshold_0p5"}[row]
+        logs = [(tmp_path / "rows" / name / f"seed{seed}" / "PSP_fully.jsonl").read_text().splitlines() for seed in (123, 124)]
+        return np.array([100 * json.loads(log[-1])["result"][which]["test_accuracy"] for log in logs])
+    expected = of_seeds("threshold 0.5", "best_validation")
+    assert pruned["values"] == pytest.approx(expected) and pruned["n"] == 2
+    assert pruned["mean"] == pytest.approx(expected.mean()) and pruned["std"] == pytest.approx(expected.std(ddof=1))
+    gap = expected - of_seeds("PSP, fully", "best_validation")
+    assert pruned["difference"]["mean"] == pytest.approx(gap.mean())
+    assert pruned["difference"]["t_interval"] == pytest.approx([gap.mean() - 12.71 * gap.std(ddof=1) / 2 ** 0.5,
+                                                                gap.mean() + 12.71 * gap.std(ddof=1) / 2 ** 0.5])
+    assert psp["difference"] is None
+    assert on_test["values"] == pytest.approx(of_seeds("PSP, fully", "best_test"))
+
+    # As a kill in the second seed leaves it.
+    (tmp_path / "rows" / "fully" / "PSP_runs.json").unlink()
+    for path in (tmp_path / "rows" / "fully" / "seed124").iterdir():
+        path.unlink()
+    code, out, _ = figure_script("paper_tables", *options)
+    assert "2 rows of 2 runs to do" in out      # that one and the failed one
+    assert (tmp_path / "tables.json").read_text() == first
+
+
+def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_path):
+    assert main_in_process("fully_supervised_main.py", *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path)[0] == 0
+    for figure, file in (("curves", "PSP_fully.jsonl"), ("video", "PSP_fully.pt"), ("categories", "PSP_fully.pt"),
+                         ("confusion", "PSP_fully.pt"), ("boundaries", "PSP_fully.pt")):
+        output = tmp_path / f"{figure}.png"
+        code, _, error = figure_script("run_figures", figure, tmp_path / file, "--data_dir", tiny_folder, "--output", output)
+        assert code == 0, error
+        assert output.read_bytes().startswith(b"\x89PNG")
+    for options, reason in ((("curves", tmp_path / "PSP_fully.pt"), "is no log of a run"),
+                            (("video", tmp_path / "PSP_fully.pt", "--video", 99), "--video 99: is in none of the splits"),
+                            (("video", tmp_path / "PSP_fully.pt", "--frames", tmp_path), "one for each of the 6 segments")):
+        code, _, error = figure_script("run_figures", *options, "--data_dir", tiny_folder)
+        assert code == 2 and reason in error and error.strip().count("\n") == 0
+
+
+def test_boundary_errors_worked_by_hand(figure_script):
+    boundary_errors = importlib.import_module("run_figures").boundary_errors
+    labels = np.array([[9, 1, 1, 1, 9, 9], [2, 2, 2, 2, 2, 2], [9, 9, 3, 3, 9, 9]])
+    predicted = np.array([[1, 1, 1, 9, 9, 9], [2, 9, 9, 2, 2, 2], [9, 9, 4, 4, 9, 9]])
+    result = Predictions(np.arange(3), labels, predicted, np.ones(labels.shape))
+    # Video 0: 0..3 for 1..4. Video 1: of the two predicted events, 3..6 overlaps more of 0..6. Video 2: another category.
+    assert boundary_errors(result, 9) == ([-1, 3], [-1, 0], 1)
