@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"      # several tests at once: each on one core
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
@@ -22,7 +24,7 @@ class Script:
         return [sys.executable, str(ROOT / name), *map(str, options)]
 
     def environment(self):
-        return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
     def __call__(self, name, *options, code=0, cwd=None):
         done = subprocess.run(self.command(name, *options), capture_output=True, text=True, cwd=cwd,

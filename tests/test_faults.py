@@ -28,8 +28,8 @@ def clear_line(done):
     return [line for line in done.stderr.splitlines() if "error:" in line][0]
 
 
-def test_no_room_for_a_checkpoint_or_a_log_line_loses_nothing(script, tiny_folder, tmp_path):
-    script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "whole"))
+def test_no_room_for_a_checkpoint_or_a_log_line_loses_nothing(script, main_in_process, tiny_folder, tmp_path):
+    assert main_in_process("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "whole"))[0] == 0
     state_size = (tmp_path / "whole" / "PSP_fully_state.pt").stat().st_size
     first_log_line = len((tmp_path / "whole" / "PSP_fully.jsonl").read_bytes().split(b"\n")[0])
     for limit, what in ((state_size - 10**6, "PSP_fully_state.pt"), (first_log_line + 60, "")):
@@ -37,12 +37,12 @@ def test_no_room_for_a_checkpoint_or_a_log_line_loses_nothing(script, tiny_folde
         error = clear_line(run_with_file_limit(script, limit, "fully_supervised_main.py", *train_options(tiny_folder, output)))
         assert what in error and "File too large" in error
         assert not list(output.glob("*.partial"))
-        script("fully_supervised_main.py", *train_options(tiny_folder, output), "--resume")
+        assert main_in_process("fully_supervised_main.py", *train_options(tiny_folder, output), "--resume")[0] == 0
         assert (output / "PSP_fully.jsonl").read_bytes() == (tmp_path / "whole" / "PSP_fully.jsonl").read_bytes()
 
 
-def test_an_earlier_checkpoint_survives_a_full_disk(script, tiny_folder, tmp_path):
-    script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path))
+def test_an_earlier_checkpoint_survives_a_full_disk(script, main_in_process, tiny_folder, tmp_path):
+    assert main_in_process("fully_supervised_main.py", *train_options(tiny_folder, tmp_path))[0] == 0
     before = (tmp_path / "PSP_fully.pt").read_bytes()
     clear_line(run_with_file_limit(script, 10**6, "fully_supervised_main.py", *train_options(tiny_folder, tmp_path)))
     assert (tmp_path / "PSP_fully.1.pt").read_bytes() == before
@@ -66,19 +66,19 @@ def test_a_file_that_another_process_writes_is_named(script, data_folder):
     assert "visual_feature.h5: another process is writing" in done.stderr
 
 
-def test_data_that_was_replaced_is_noticed_on_resume(script, data_folder, tmp_path):
+def test_data_that_was_replaced_is_noticed_on_resume(main_in_process, data_folder, tmp_path):
     options = train_options(data_folder, tmp_path / "out")
-    script("fully_supervised_main.py", *options)
+    assert main_in_process("fully_supervised_main.py", *options)[0] == 0
     with h5py.File(data_folder / "visual_feature.h5", "a") as file:
         file["avadataset"][:] *= 1.5
-    done = script("fully_supervised_main.py", *options, "--resume", code=2)
-    assert "digest" in done.stderr and "other options or data" in done.stderr
+    code, _, error = main_in_process("fully_supervised_main.py", *options, "--resume")
+    assert code == 2 and "digest" in error and "other options or data" in error
 
 
-def test_an_output_folder_that_cannot_be_written(script, tiny_folder, tmp_path):
+def test_an_output_folder_that_cannot_be_written(main_in_process, tiny_folder, tmp_path):
     (tmp_path / "file").write_text("")
-    done = script("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "file"), code=2)
-    assert str(tmp_path / "file") in clear_line(done)
+    code, _, error = main_in_process("fully_supervised_main.py", *train_options(tiny_folder, tmp_path / "file"))
+    assert code == 2 and str(tmp_path / "file") in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
