@@ -174,7 +174,7 @@ def markdown(tables, args):
              f"over the test videos, difference to PSP seed by seed. Data: {args.note or args.data_dir}.", ""]
     for title, entries in tables.values():
         published = any(entry["published"] for entry in entries)
-        lines += [f"### {title}", "", "| | setting | " + ("published | " if published else "") + "n | mean ± std | all | interval | difference |",
+        lines += [f"### {title}", "", "| | setting | " + ("published on AVE | " if published else "") + "n | mean ± std | all | interval | difference |",
                   "|---" * (7 + published) + "|"]
         for entry in entries:
             cells = [entry["label"], entry["setting"], *([str(entry["published"] or "-")] if published else [])]
@@ -212,8 +212,9 @@ def draw(name, entries, args):
     axes.axvline(of_psp, color="#d55e00", linestyle="--", label=f"the paper's {of_psp}")
     if max(value) > 10:
         axes.set_xscale("symlog")
-    axes.set(xlabel={"LAMBDA": "weight of L_avps", "threshold": "pruning threshold"}[option], ylabel="test accuracy, %",
-             title=args.note or None)
+        axes.set_xlim(left=0)
+    axes.set(xlabel={"LAMBDA": "weight of L_avps", "threshold": "pruning threshold"}[option], ylabel="test accuracy, %")
+    axes.set_title(args.note or "", fontsize=8)
     axes.legend()
     figure.savefig(args.output_dir / f"{name}.png", dpi=150)
     pyplot.close(figure)
