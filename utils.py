@@ -412,6 +412,11 @@ class Predictions:
         """Segment-level accuracy in 0..1: the share of all segments of all videos whose label is right."""
         return float((self.predicted == self.labels).mean())
 
+    @property
+    def right_segments(self):
+        """[videos]: how many segments of each video have the right label."""
+        return (self.predicted == self.labels).sum(axis=1).tolist()
+
     def metrics(self, background):
         """What else tells how good the labels are, each in 0..1; None where there is nothing to count.
 
@@ -677,7 +682,7 @@ def train(args, setting, network, network_options, loss_function, optimizer, sch
                 if None in results.values():
                     run.stop(stop.received)
                 record.update({f"{split}_accuracy": result.accuracy for split, result in results.items()})
-                run.check(record, eligible=check or run.best is None)
+                run.check(record, eligible=check or run.best is None, test_right=results["test"].right_segments)
                 tqdm.write(f"epoch {run.epoch}: loss {loss:.4f}  val {100 * record['val_accuracy']:.2f} %  "
                            f"test {100 * record['test_accuracy']:.2f} %", file=sys.stdout)
             schedule.step()
@@ -706,7 +711,8 @@ def train_each_seed(args, data, device, train):
         rows.append({"seed": seed, "best_epoch": run.best["epoch"], "val": run.best["val_accuracy"],
                      "test": run.best["test_accuracy"], "last_test": run.last["test_accuracy"],
                      "best_test": run.best_test["test_accuracy"], "checks": run.checks,
-                     "test_right": (test.predicted == test.labels).sum(axis=1).tolist()})
+                     "test_right": test.right_segments, "best_test_right": run.best_test_right,
+                     "metrics": test.metrics(data["test"].sizes.background)})
     report_runs(args, rows, data["test"])
 
 
@@ -829,6 +835,7 @@ class Run:
 
     epoch, step: finished epochs, and finished batches of the epoch under way; loss_sum: their summed loss.
     best, best_test, last: records of the check of best validation accuracy, of best test accuracy, of the last epoch.
+    best_test_right: `Predictions.right_segments` of the test videos at best_test.
     """
 
     def __init__(self, args, setting, network, network_options, optimizer, schedule, data):
@@ -846,7 +853,7 @@ class Run:
         self.epoch, self.step, self.checks = 0, 0, 0
         self.writes = process_rank() == 0      # the files; the other processes only follow
         self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
-        self.best = self.best_test = self.last = None
+        self.best = self.best_test = self.best_test_right = self.last = None
 
         name = f"{args.model_name}_{setting}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
@@ -898,7 +905,7 @@ class Run:
         print(f"going on with the run in {self.args.output_dir} at epoch {self.epoch}, batch {self.step}")
 
     def _restore(self, state):
-        for name in ("epoch", "step", "checks", "best", "best_test", "last"):
+        for name in ("epoch", "step", "checks", "best", "best_test", "best_test_right", "last"):
             setattr(self, name, state[name])
         if not (0 <= self.epoch <= self.args.nb_epoch and 0 <= self.step and 0 <= state["log_bytes"]):
             raise ValueError("its position is impossible")
@@ -916,7 +923,7 @@ class Run:
         return {
             "about": self.about,
             "epoch": self.epoch, "step": self.step, "checks": self.checks,
-            "best": self.best, "best_test": self.best_test, "last": self.last,
+            "best": self.best, "best_test": self.best_test, "best_test_right": self.best_test_right, "last": self.last,
             "loss_sum": self.loss_sum,
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -931,14 +938,14 @@ class Run:
         with naming(self.log_path):
             self.log.write(json.dumps(record).encode() + b"\n")
 
-    def check(self, record, eligible):
+    def check(self, record, eligible, test_right):
         """Takes in the scores of an epoch; the checkpoint is kept if an eligible one is the best on validation."""
         self.last = record
         if not eligible:
             return
         self.checks += 1
         if self.best_test is None or record["test_accuracy"] > self.best_test["test_accuracy"]:
-            self.best_test = record
+            self.best_test, self.best_test_right = record, test_right
         if self.best is None or record["val_accuracy"] > self.best["val_accuracy"]:
             self.best = record
             if self.writes:

@@ -3,19 +3,20 @@
     python data/synthetic.py --output_dir data/synthetic
     python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR    # real labels and splits
 
-A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a look (one of
-visual channels, mostly shared with the other categories of its family); each video shows its own variant of both.
+A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and, faintly, a look (one
+of visual channels). A source of sound also has a character (its size, say) that is heard and seen alike, whatever its
+category; each video shows its own variant of all of them.
 
-- Event segment: the sound of c, and the look of c in a few neighbouring cells that drift slowly over the map.
-- Background segment: either the sound of c without its look, or its look without its sound, or neither. Where the
-  sound of c is missing, another category sounds.
-- In many segments the sound is faint behind a passing sound of another family; in some the look is faint.
+- Event segment: the source of c sounds, and it is seen in a few neighbouring cells that drift slowly over the map.
+- Background segment: either the source of c sounds unseen, or it is seen and silent, or neither.
+- A second source, of another category and character, is heard where that of c is silent and in many other segments, too;
+  in those the sound of c itself is drowned, and only its character is heard. It is never seen.
 - The rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise, which is what
   --difficulty raises.
 
-So neither a sound nor a look alone tells an event. The look hardly tells more than the family, so the category must come
-from those segments in which a sound of that family is heard. Background videos (for weak training) show the look of one
-category and hold the sounds of others.
+So neither hearing nor seeing alone tells an event: both categories are heard, the look hardly tells one from another. What is
+seen has the character of one of the two, and the category must come from those segments in which that one is heard clearly.
+Background videos (for weak training) show one source and hold the sounds of another.
 
 Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the event's look stands.
 """
@@ -35,23 +36,30 @@ from utils import OptionParser, add_overwrite_option, number, refuse_to_overwrit
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
 SHARE_OF_FULL_VIDEOS = 0.664
 
-CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a sound or look is made of
-FAMILY = 4                         # categories of a family
-OWN_LOOK = 0.3                     # strength of what is a category's own in its look, beside what is its family's
-LOOK_GAIN = 2.5                    # strength of a look beside a sound's
+CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a pattern is made of
+MISSING_IN_A_VARIANT = 0.1         # share of its channels that one video's variant lacks
+CHARACTERS = 4
+CHARACTER_GAIN = 1.5               # strength of a character beside a category's sound
+OWN_LOOK = 0.15                    # strength of a category's look beside its sound
+LOOK_GAIN = 2.5                    # of all that is seen
 TEXTURES = 8                       # kinds of clutter in each video ...
 CLUTTER_GAIN = 0.5                 # ... and their strength beside a sound's
 VISUAL_NOISE = 0.5                 # standard deviation of the noise in the map beside that of the noise in the sound
-FAINT = 0.3                        # strength of a faint sound or look beside a clear one's
-SHARE_OF_FAINT_LOOKS = 0.3         # of the segments
-SHARE_OF_PASSING_SOUNDS = 0.6      # of the segments
+SHARE_OF_DROWNED_SOUNDS = 0.6      # of the segments
+
+
+class Source(NamedTuple):
+    """Something that makes a sound."""
+    category: int              # -1: has no sound of its own
+    character: int
 
 
 class Plot(NamedTuple):
     """What happens in the T segments of a video."""
-    sound: np.ndarray          # [T] category that is heard, -1 for none
-    category: int              # category of the look
-    seen: np.ndarray           # [T] bool: where that look is there
+    source: Source             # the event's, or that which is seen in a background video
+    other: Source
+    sounds: np.ndarray         # [T] bool: where the source is heard
+    seen: np.ndarray           # [T] bool: where it is seen
 
 
 class World:
@@ -59,15 +67,13 @@ class World:
 
     def __init__(self, seed, categories, segments, audio_dim, map_size, visual_dim, difficulty):
         self.seed, self.categories, self.segments, self.map_size = seed, categories, segments, map_size
-        self.noise = 0.2 + 0.8 * difficulty
+        self.noise = 0.05 + 0.9 * difficulty ** 2
         self.look_size = max(1, map_size // 3)
         generator = np.random.default_rng([seed, 0])
         self.sounds = self._patterns(generator, categories, audio_dim)
-        families = self._patterns(generator, self._family(categories - 1) + 1, visual_dim)
-        self.looks = families[self._family(np.arange(categories))] + OWN_LOOK * self._patterns(generator, categories, visual_dim)
-
-    def _family(self, category):
-        return category // FAMILY
+        self.looks = OWN_LOOK * self._patterns(generator, categories, visual_dim)
+        self.heard_characters = CHARACTER_GAIN * self._patterns(generator, CHARACTERS, audio_dim)
+        self.seen_characters = CHARACTER_GAIN * self._patterns(generator, CHARACTERS, visual_dim)
 
     def _patterns(self, generator, number, channels):
         """[number, channels]: each with its own sparse set of strong channels."""
@@ -89,19 +95,18 @@ class World:
 
     def _event_plot(self, generator, category, event):
         kind_of_background = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
-        heard = event | (kind_of_background == 0)
-        return Plot(np.where(heard, category, self._other_sounds(generator, category)), category,
+        return Plot(*self._two_sources(generator, category), sounds=event | (kind_of_background == 0),
                     seen=event | (kind_of_background == 1))
 
     def _background_plot(self, generator):
-        category = generator.integers(self.categories)
-        return Plot(self._other_sounds(generator, category), category, seen=np.ones(self.segments, bool))
+        sources = self._two_sources(generator, generator.integers(self.categories))
+        return Plot(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
 
-    def _other_sounds(self, generator, category, of_other_families=False):
-        """[T] categories other than this; -1, silence, where there is no other."""
-        every = np.arange(self.categories)
-        differs = self._family(every) != self._family(category) if of_other_families else every != category
-        return generator.choice(every[differs] if differs.any() else [-1], self.segments)
+    def _two_sources(self, generator, category):
+        """One of this category, and one of another category and character."""
+        others = np.delete(np.arange(self.categories), category)
+        characters = generator.permutation(CHARACTERS)
+        return Source(category, characters[0]), Source(generator.choice(others) if len(others) else -1, characters[1])
 
     def _drift(self, generator):
         """[T, 2] corners: one cell aside now and then."""
@@ -110,26 +115,26 @@ class World:
         return np.clip(np.cumsum(steps, axis=0), 0, self.map_size - self.look_size)
 
     def _variant(self, generator, pattern):
-        """A video's own variant of a pattern: a third of its channels are missing, the rest differ in strength."""
-        return pattern * (generator.random(pattern.shape) > 1 / 3) * generator.uniform(0.5, 1.5, pattern.shape)
+        """A video's own variant of a pattern: some of its channels are missing, the rest differ in strength."""
+        kept = generator.random(pattern.shape) > MISSING_IN_A_VARIANT
+        return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
 
     def _render_audio(self, generator, plot):
         audio = self.noise * generator.standard_normal((self.segments, self.sounds.shape[1]), np.float32)
-        passing = np.where(generator.random(self.segments) < SHARE_OF_PASSING_SOUNDS,
-                           self._other_sounds(generator, plot.category, of_other_families=True), -1)
-        gain = np.where(passing >= 0, FAINT, 1)
-        for sound, strength in ((plot.sound, gain), (passing, np.ones(self.segments))):
-            for category in np.unique(sound[sound >= 0]):
-                audio += (strength * (sound == category))[:, None] * self._variant(generator, self.sounds[category])
+        drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
+        for source, character_heard, sound_heard in ((plot.source, plot.sounds, plot.sounds & ~drowned),
+                                                     (plot.other, ~plot.sounds | drowned, ~plot.sounds | drowned)):
+            if source.category >= 0:
+                audio += sound_heard[:, None] * self._variant(generator, self.sounds[source.category])
+                audio += character_heard[:, None] * self._variant(generator, self.heard_characters[source.character])
         return np.maximum(audio - 0.3, 0)
 
     def _render_visual(self, generator, plot, cells):
         visual = VISUAL_NOISE * self.noise * generator.standard_normal((*cells.shape, self.looks.shape[1]), np.float32)
         textures = CLUTTER_GAIN * self._patterns(generator, TEXTURES, self.looks.shape[1])
         visual += textures[generator.integers(TEXTURES, size=cells.shape[1:])]
-        gain = np.where(generator.random(self.segments) < SHARE_OF_FAINT_LOOKS, FAINT, 1)
-        look = LOOK_GAIN * self._variant(generator, self.looks[plot.category])
-        visual[cells] += gain[np.nonzero(cells)[0], None] * look
+        visual[cells] += LOOK_GAIN * self._variant(generator, self.looks[plot.source.category]
+                                                   + self.seen_characters[plot.source.character])
         return np.maximum(visual - 0.3, 0, out=visual)
 
 
@@ -182,7 +187,7 @@ def options():
     parser.add_argument("--difficulty", type=number(float, 0, 1), default=0.5,
                         help="0: hardly any noise, 1: hardly anything but noise (default: %(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="(default: %(default)s)")
-    for split, videos in zip((*SPLITS, "background"), (400, 100, 100, 24)):
+    for split, videos in zip((*SPLITS, "background"), (800, 100, 100, 42)):
         parser.add_argument(f"--{split}", type=number(int, 1 if split != "background" else 0, 10**6), default=videos, metavar="N",
                             help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
                                  "default: %(default)s)")

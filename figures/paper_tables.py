@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from utils import OptionParser, UserError, bootstrap_interval, number, run_script, write_atomically  # noqa: E402
 
+METRICS = {"event_or_background": "event or background", "video_category": "video category", "segment_f1": "segment F1",
+           "event_f1": "event F1"}
+
 # Two-sided 95 % quantile of Student's t for n seeds; 2.26 to 1.96 from ten on.
 T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
 
@@ -135,23 +138,29 @@ def run_all(rows, args):
 
 def figures(row, args, errors):
     """The row's entry of tables.json."""
-    entry = {"label": row.label, "setting": row.setting, "options": row.options, "figure": row.figure, "published": row.published, "command": shlex.join(["python", *command_of(row, args)])}
+    entry = {"label": row.label, "setting": row.setting, "options": row.options, "figure": row.figure, "published": row.published,
+             "command": shlex.join(["python", *command_of(row, args)])}
     result = finished(row, args)
     if result is None:
         return {**entry, "error": errors.get(tuple(command_of(row, args)), "not run")}
     values = np.array([100 * one[row.figure] for one in result["runs"]])
     entry.update(n=len(values), mean=values.mean(), std=values.std(ddof=1), values=values.tolist(),
                  seeds=[one["seed"] for one in result["runs"]])
-    if row.figure == "test":      # the other one has no checkpoint, and so no figures by video
-        right = 100 * by_video(result)
-        entry["interval"] = bootstrap_interval(right.mean(axis=0))
+    entry["interval"] = bootstrap_interval(100 * by_video(result, row.figure).mean(axis=0))
+    if row.figure == "test":      # of the other one there is no checkpoint to measure more on
+        entry["metrics"] = {name: mean_of([one["metrics"][name] for one in result["runs"]]) for name in METRICS}
     entry["difference"] = difference(row, result, finished(PSP[row.setting], args))
     return entry
 
 
-def by_video(result):
+def mean_of(values):
+    """In %; None where a value is missing."""
+    return None if None in values else 100 * sum(values) / len(values)
+
+
+def by_video(result, figure):
     """[runs, videos]: accuracy on each test video, in 0..1."""
-    return np.array([one["test_right"] for one in result["runs"]]) / result["segments"]
+    return np.array([one[f"{figure}_right"] for one in result["runs"]]) / result["segments"]
 
 
 def difference(row, result, psp):
@@ -160,29 +169,28 @@ def difference(row, result, psp):
         return None
     by_seed = np.array([100 * (one[row.figure] - other["test"]) for one, other in zip(result["runs"], psp["runs"])])
     margin = T_QUANTILE.get(len(by_seed), 2.26) * by_seed.std(ddof=1) / len(by_seed) ** 0.5
-    entry = {"mean": by_seed.mean(), "std": by_seed.std(ddof=1), "t_interval": [by_seed.mean() - margin, by_seed.mean() + margin]}
-    intervals = [entry["t_interval"]]
-    if row.figure == "test":
-        entry["video_interval"] = bootstrap_interval(100 * (by_video(result) - by_video(psp)).mean(axis=0))
-        intervals.append(entry["video_interval"])
-    entry["measurable"] = bool(all(low > 0 or high < 0 for low, high in intervals))
-    return entry
+    over_videos = 100 * (by_video(result, row.figure) - by_video(psp, "test")).mean(axis=0)
+    intervals = {"t_interval": [by_seed.mean() - margin, by_seed.mean() + margin], "video_interval": bootstrap_interval(over_videos)}
+    return {"mean": by_seed.mean(), "std": by_seed.std(ddof=1), **intervals,
+            "measurable": bool(all(low > 0 or high < 0 for low, high in intervals.values()))}
 
 
 def markdown(tables, args):
     lines = [f"Test accuracy in % at the best validation epoch; mean ± sample standard deviation over seeds, 95 % bootstrap interval "
-             f"over the test videos, difference to PSP seed by seed. Data: {args.note or args.data_dir}.", ""]
+             f"over the test videos, difference to PSP seed by seed; other metrics as in the README, means. Data: {args.note or args.data_dir}.", ""]
     for title, entries in tables.values():
         published = any(entry["published"] for entry in entries)
-        lines += [f"### {title}", "", "| | setting | " + ("published on AVE | " if published else "") + "n | mean ± std | all | interval | difference |",
-                  "|---" * (7 + published) + "|"]
+        heads = ["", "setting", *(["published on AVE"] if published else []), "n", "mean ± std", "all", "interval", "difference",
+                 *METRICS.values()]
+        lines += [f"### {title}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for entry in entries:
             cells = [entry["label"], entry["setting"], *([str(entry["published"] or "-")] if published else [])]
             if "error" in entry:
-                cells += ["-", f"failed: {entry['error']}", "-", "-", "-"]
+                cells += ["-", f"failed: {entry['error']}", *["-"] * (3 + len(METRICS))]
             else:
                 cells += [str(entry["n"]), f"{entry['mean']:.1f} ± {entry['std']:.1f}", ", ".join(f"{value:.1f}" for value in entry["values"]),
-                          "{:.1f} to {:.1f}".format(*entry["interval"]) if "interval" in entry else "-", told(entry["difference"])]
+                          "{:.1f} to {:.1f}".format(*entry["interval"]), told(entry["difference"]),
+                          *("-" if value is None else f"{value:.1f}" for value in (entry.get("metrics", {}).get(name) for name in METRICS))]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", "Commands:", "", "```bash", *dict.fromkeys(entry["command"] for entry in entries), "```", ""]
     return "\n".join(lines)
