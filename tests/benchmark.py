@@ -9,8 +9,10 @@ Each row is measured in a process of its own:
 first batch   seconds from the start of Python until the first batch of a training run is there
 data, forward, backward, optimiser    milliseconds of a training step (medians); data is what the step waits for its batch
 train, eval   videos per second
-products      milliseconds of the two products of AVGA's first layer that no implementation can avoid, H_v = U_v V and the
-              gradient of U_v, of just these shapes and precision; share: theirs of the step
+AVGA          milliseconds of the two products of its first layer that no implementation can avoid, H_v = U_v V and the
+              gradient of U_v, of just these shapes and precision, on their own; its share: theirs of the step
+products      milliseconds of every matrix product that the step computes (without those inside the Bi-LSTMs), each on its
+              own on operands of the same shapes and precision, and their share of the step
 peak          of the process's memory (and of the GPU's), in GB
 """
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils  # noqa: E402
@@ -32,7 +35,7 @@ from psp_model import (FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSP
 
 COLUMNS = {"videos": "videos", "features": "features", "first_batch_s": "first batch s", "data_ms": "data ms",
            "forward_ms": "forward ms", "backward_ms": "backward ms", "optimiser_ms": "optimiser ms", "step_ms": "step ms",
-           "products_ms": "products ms", "share": "share", "train_per_s": "train /s", "eval_per_s": "eval /s",
+           "avga_ms": "AVGA ms", "avga_share": "share", "products_ms": "products ms", "products_share": "share", "train_per_s": "train /s", "eval_per_s": "eval /s",
            "peak_gb": "peak GB", "peak_gpu_gb": "GPU GB"}
 
 
@@ -43,17 +46,39 @@ def finish(device):
     return time.perf_counter()
 
 
-def products_ms(rows, width, hidden, dtype, device):
-    """Median time of V U^T and of G^T V: V [rows, width], U [hidden, width], G [rows, hidden]."""
-    V, U, G = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (hidden, width), (rows, hidden)))
-    out, gradient = torch.empty_like(G), torch.empty_like(U)
+class MatrixProducts(TorchDispatchMode):
+    """Notes each matrix product that runs while it is entered: the operation, and what it takes to make its operands anew."""
+
+    OPERATIONS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.overloadpacket in self.OPERATIONS:
+            self.found.append((operation, [(arg.shape, arg.stride(), arg.dtype, arg.device) for arg in args]))
+        return operation(*args, **(kwargs or {}))
+
+
+def milliseconds_of(products, device):
+    """Median time of all these (operation, [(shape, stride, dtype, device) of each operand])."""
+    operands = {layout: torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=layout[3]).normal_()
+                for _, layouts in products for layout in layouts}
     times = []
     for _ in range(7):
         start = finish(device)
-        torch.mm(V, U.t(), out=out)
-        torch.mm(G.t(), V, out=gradient)
+        for operation, layouts in products:
+            operation(*(operands[layout] for layout in layouts))
         times.append(finish(device) - start)
     return 1000 * median(times[2:])
+
+
+def avga_products(rows, width, hidden, dtype, device):
+    """V U^T and G^T V: V [rows, width], U [hidden, width], G [rows, hidden]."""
+    V, U_transposed = ((rows, width), (width, 1), dtype, device), ((width, hidden), (1, width), dtype, device)
+    G_transposed = ((hidden, rows), (1, hidden), dtype, device)
+    return [(torch.ops.aten.mm.default, [V, U_transposed]), (torch.ops.aten.mm.default, [G_transposed, V])]
 
 
 def measure(args):
@@ -111,10 +136,14 @@ def measure(args):
 
     row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     row["peak_gpu_gb"] = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-    row["products_ms"] = products_ms(args.batch_size * sizes.segments * sizes.map_size[0] * sizes.map_size[1], sizes.visual_dim,
-                                     network.attention.U_v.out_features,
-                                     torch.bfloat16 if args.precision == "bf16" else torch.float32, device)
-    row["share"] = row["products_ms"] / row["step_ms"]
+    with MatrixProducts() as products:
+        loss_of(next(batches(1))).backward()
+    rows = args.batch_size * sizes.segments * sizes.map_size[0] * sizes.map_size[1]
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    avga = avga_products(rows, sizes.visual_dim, network.attention.U_v.out_features, dtype, device)
+    for name, found in (("avga", avga), ("products", products.found)):
+        row[f"{name}_ms"] = milliseconds_of(found, device)
+        row[f"{name}_share"] = row[f"{name}_ms"] / row["step_ms"]
     return row
 
 
