@@ -5,9 +5,11 @@
     python figures/run_figures.py categories model/PSP_fully.pt --data_dir data
     python figures/run_figures.py confusion model/PSP_fully.pt --data_dir data
     python figures/run_figures.py boundaries model/PSP_fully.pt --data_dir data
+    python figures/run_figures.py attention model/PSP_fully.pt --data_dir data/synthetic      # needs its true_cells.h5
 """
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -126,8 +128,18 @@ def true_cells_of(folder, row):
     path = folder / "true_cells.h5"
     if not path.is_file():
         return None
-    with h5py.File(path) as file:
-        return file["avadataset"][row]
+    with opened_cells(path) as cells:
+        return cells[row]
+
+
+@contextmanager
+def opened_cells(path):
+    """The dataset [videos, T, h, w] of true_cells.h5, which data/synthetic.py writes."""
+    try:
+        with h5py.File(path) as file:
+            yield file["avadataset"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: holds no true cells, such as data/synthetic.py writes ({error})") from error
 
 
 def frames_of(folder, segments):
@@ -209,6 +221,44 @@ def draw_boundaries(args, result, names):
     save(figure, args.output)
 
 
+# ------------------------------------------------------------------------------------------- attention
+
+def attention_hits(network, dataset, cells_path, batch_size=64):
+    """(label, hit, chance) of all event segments of a split of synthetic data, [segments] each.
+
+    hit: whether the region of the largest attention is one of the true ones; chance: the share of true ones in the map.
+    """
+    labels, hits, chance = [], [], []
+    with opened_cells(cells_path) as cells, torch.inference_mode():
+        for positions in torch.arange(len(dataset)).split(batch_size):
+            batch = dataset[positions]
+            true_cells = np.stack([cells[row] for row in batch["video"].tolist()]).astype(bool)
+            true_cells = true_cells.reshape(*true_cells.shape[:2], -1)                             # [B, T, R]
+            looked_at = network(batch["audio"], batch["visual"]).attention.flatten(2).argmax(-1)   # [B, T]
+            event = (batch["labels"] != dataset.sizes.background).numpy()
+            labels.append(batch["labels"].numpy()[event])
+            hits.append(np.take_along_axis(true_cells, looked_at.numpy()[..., None], axis=2)[..., 0][event])
+            chance.append(true_cells.mean(axis=2)[event])
+    return tuple(map(np.concatenate, (labels, hits, chance)))
+
+
+def draw_attention(args, network, dataset, names):
+    """Share of each category's event segments in which attention is largest where the event truly is."""
+    labels, hits, chance = attention_hits(network, dataset, args.data_dir / "true_cells.h5")
+    print(f"{args.split}: attention is largest in a true cell in {100 * hits.mean():.1f} % of {len(hits)} event segments "
+          f"(by chance: {100 * chance.mean():.1f} %)")
+    categories = np.unique(labels)
+    figure, axes = pyplot.subplots(figsize=(7, 0.24 * len(categories) + 1), constrained_layout=True)
+    axes.barh(range(len(categories)), [100 * hits[labels == category].mean() for category in categories], color=BLUE)
+    axes.axvline(100 * hits.mean(), color="0.3", linestyle="--", label=f"all: {100 * hits.mean():.1f} %")
+    axes.axvline(100 * chance.mean(), color=ORANGE, linestyle=":", label=f"chance: {100 * chance.mean():.1f} %")
+    axes.set(yticks=range(len(categories)), xlim=(0, 100), xlabel=f"{args.split} event segments with the largest attention in a true cell, %")
+    axes.set_yticklabels([names[category] for category in categories], fontsize=7)
+    axes.invert_yaxis()
+    axes.legend(loc="upper left", fontsize=7)
+    save(figure, args.output)
+
+
 # ---------------------------------------------------------------------------------------------- options
 
 OF_SPLIT = {"categories": draw_categories, "confusion": draw_confusion, "boundaries": draw_boundaries}
@@ -216,7 +266,7 @@ OF_SPLIT = {"categories": draw_categories, "confusion": draw_confusion, "boundar
 
 def options():
     parser = OptionParser(__doc__)
-    parser.add_argument("figure", choices=["curves", "video", *OF_SPLIT])
+    parser.add_argument("figure", choices=["curves", "video", "attention", *OF_SPLIT])
     parser.add_argument("file", type=Path, metavar="FILE", help="a log (of curves) or a checkpoint (of all others)")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="for names and ids (default: DATA_DIR/Annotations.txt, if there)")
@@ -240,6 +290,8 @@ def main():
     names, ids = names_and_ids(args, dataset.sizes)
     if args.figure == "video":
         draw_video(args, network, names, ids)
+    elif args.figure == "attention":
+        draw_attention(args, network, dataset, names)
     else:
         OF_SPLIT[args.figure](args, predict(network, dataset, batch_size=64), names)
 

@@ -1,14 +1,18 @@
 """Tables hold what their commands gave and survive a kill; every figure is drawn; boundary errors are those worked by hand."""
 import importlib
 import json
+import shutil
 import sys
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 from conftest import ROOT  # noqa: E402
 
+from dataset import AVEDataset, find_files, required_files  # noqa: E402
 from utils import Predictions  # noqa: E402
 
 RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
@@ -71,16 +75,42 @@ def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_sc
 def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_path):
     assert main_in_process("fully_supervised_main.py", *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path)[0] == 0
     for figure, file in (("curves", "PSP_fully.jsonl"), ("video", "PSP_fully.pt"), ("categories", "PSP_fully.pt"),
-                         ("confusion", "PSP_fully.pt"), ("boundaries", "PSP_fully.pt")):
+                         ("confusion", "PSP_fully.pt"), ("boundaries", "PSP_fully.pt"), ("attention", "PSP_fully.pt")):
         output = tmp_path / f"{figure}.png"
         code, _, error = figure_script("run_figures", figure, tmp_path / file, "--data_dir", tiny_folder, "--output", output)
         assert code == 0, error
         assert output.read_bytes().startswith(b"\x89PNG")
+    no_cells = shutil.copytree(tiny_folder, tmp_path / "no_cells", ignore=shutil.ignore_patterns("true_cells.h5"))
     for options, reason in ((("curves", tmp_path / "PSP_fully.pt"), "is no log of a run"),
                             (("video", tmp_path / "PSP_fully.pt", "--video", 99), "--video 99: is in none of the splits"),
-                            (("video", tmp_path / "PSP_fully.pt", "--frames", tmp_path), "one for each of the 6 segments")):
-        code, _, error = figure_script("run_figures", *options, "--data_dir", tiny_folder)
+                            (("video", tmp_path / "PSP_fully.pt", "--frames", tmp_path / "none"), "one for each of the 6 segments"),
+                            (("attention", tmp_path / "PSP_fully.pt", "--data_dir", no_cells), "true_cells.h5: holds no true cells")):
+        code, _, error = figure_script("run_figures", options[0], options[1], "--data_dir", tiny_folder, *options[2:])
         assert code == 2 and reason in error and error.strip().count("\n") == 0
+
+
+def test_attention_is_scored_by_where_the_event_truly_is(figure_script, tiny_folder):
+    """Made-up networks that look at the cell with the largest, or the smallest, feature sum are scored as by hand."""
+    attention_hits = importlib.import_module("run_figures").attention_hits
+    dataset = AVEDataset(find_files(tiny_folder, required_files(["test"])), "test", features="disk")
+    with h5py.File(tiny_folder / "true_cells.h5") as file:
+        cells = file["avadataset"][:]
+    for sign in (1, -1):
+        expected = []
+        for position in range(len(dataset)):
+            item = dataset[position]
+            for t, label in enumerate(item["labels"].tolist()):
+                if label != dataset.sizes.background:
+                    brightness = sign * item["visual"][t].sum(dim=-1).numpy()
+                    y, x = np.unravel_index(brightness.argmax(), brightness.shape)
+                    true = cells[item["video"], t]
+                    expected.append((label, bool(true[y, x]), true.sum() / true.size))
+
+        def network(audio, visual, sign=sign):
+            return SimpleNamespace(attention=sign * visual.sum(dim=-1))
+        found = attention_hits(network, dataset, tiny_folder / "true_cells.h5", batch_size=2)
+        assert list(zip(*(values.tolist() for values in found))) == expected
+        assert found[1].mean() > 0.9 if sign == 1 else found[1].mean() < 0.1
 
 
 def test_boundary_errors_worked_by_hand(figure_script):
