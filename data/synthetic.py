@@ -43,8 +43,9 @@ CHARACTER_GAIN = 1.5               # strength of a character beside a category's
 OWN_LOOK = 0.15                    # strength of a category's look beside its sound
 LOOK_GAIN = 2.5                    # of all that is seen
 TEXTURES = 8                       # kinds of clutter in each video ...
-CLUTTER_GAIN = 0.5                 # ... and their strength beside a sound's
+CLUTTER_GAIN = 1.5                 # ... and their strength beside a sound's
 VISUAL_NOISE = 0.5                 # standard deviation of the noise in the map beside that of the noise in the sound
+VISUAL_SCALE = 0.1                 # of all values in the map: small ones, so that attention starts out looking everywhere
 SHARE_OF_DROWNED_SOUNDS = 0.6      # of the segments
 
 
@@ -135,7 +136,7 @@ class World:
         visual += textures[generator.integers(TEXTURES, size=cells.shape[1:])]
         visual[cells] += LOOK_GAIN * self._variant(generator, self.looks[plot.source.category]
                                                    + self.seen_characters[plot.source.character])
-        return np.maximum(visual - 0.3, 0, out=visual)
+        return VISUAL_SCALE * np.maximum(visual - 0.3, 0)
 
 
 def own_annotations(generator, videos, categories, segments):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY
-from data.synthetic import World, own_annotations
+from data.synthetic import VISUAL_SCALE, World, own_annotations
 
 
 def read(path, key="avadataset"):
@@ -75,7 +75,7 @@ def test_only_hearing_and_seeing_tells_an_event():
         event[row % 7:row % 7 + 4] = True
         category = row % 8
         audio, visual, cells = world.video(1, row, category, event)
-        look_of_cells = [visual[t][cells[t]].mean(axis=0) for t in range(10) if event[t]]
+        look_of_cells = [visual[t][cells[t]].mean(axis=0) / VISUAL_SCALE for t in range(10) if event[t]]
         seen_characters = {c for look in look_of_cells for c, pattern in enumerate(world.seen_characters) if strong(look, pattern)}
         assert len(seen_characters) == 1
         character = seen_characters.pop()
