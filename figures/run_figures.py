@@ -105,7 +105,7 @@ def draw_video(args, network, names, ids):
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5))
         axes.set(xticks=[], yticks=[], title=f"{t}")
     figure.suptitle(f"video row {args.video} ({split})" + (f", {ids[args.video]}" if ids else "") + "; below: attention of each segment"
-                    + ("; framed: where the event truly is" if true_cells is not None else ""), fontsize=9)
+                    + ("; framed: where its source is seen" if true_cells is not None else ""), fontsize=9)
     save(figure, args.output)
 
 
