@@ -35,7 +35,7 @@ def figure_script(monkeypatch, capsys):
     return run
 
 
-def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_script, monkeypatch, tiny_folder, tmp_path):
+def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_script, main_in_process, monkeypatch, tiny_folder, tmp_path):
     tables = importlib.import_module("paper_tables")
     monkeypatch.setattr(tables, "TABLES", {"threshold": ("Pruning threshold", [
         tables.PSP["fully"], tables.Row("threshold 0.5", "fully", ("--threshold", "0.5")),
@@ -62,6 +62,24 @@ def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_sc
                                                                 gap.mean() + 12.71 * gap.std(ddof=1) / 2 ** 0.5])
     assert psp["difference"] is None
     assert on_test["values"] == pytest.approx(of_seeds("PSP, fully", "best_test"))
+    assert on_test["interval"][0] <= on_test["mean"] <= on_test["interval"][1]
+    runs = json.loads((tmp_path / "rows" / "fully" / "PSP_runs.json").read_text())["runs"]
+    assert [100 * np.mean(one["best_test_right"]) / 6 for one in runs] == pytest.approx(on_test["values"])      # 6 segments
+
+    # Recomputed from the predictions of the kept checkpoints.
+    with h5py.File(tiny_folder / "right_labels.h5") as file:
+        labels = file["avadataset"][:].argmax(axis=-1)
+    shares = []
+    for seed in (123, 124):
+        checkpoint = tmp_path / "rows" / "fully" / f"seed{seed}" / "PSP_fully.pt"
+        assert main_in_process("fully_supervised_main.py", "--data_dir", tiny_folder, "--trained_model_path", checkpoint,
+                               "--save_predictions", tmp_path / "predictions.json")[0] == 0
+        videos = [video for video in json.loads((tmp_path / "predictions.json").read_text())["videos"] if video["split"] == "test"]
+        agree = [(predicted == labels.max()) == (true == labels.max()) for video in videos
+                 for predicted, true in zip(video["labels"], labels[video["video"]])]
+        shares.append(100 * np.mean(agree))
+        (tmp_path / "predictions.json").unlink()
+    assert psp["metrics"]["event_or_background"] == pytest.approx(np.mean(shares))
 
     # As a kill in the second seed leaves it.
     (tmp_path / "rows" / "fully" / "PSP_runs.json").unlink()
