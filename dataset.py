@@ -343,6 +343,8 @@ def check_weak_shapes(files, sizes):
 def check_background_shapes(files, sizes):
     """Number of background videos; DataError where a file of theirs does not fit the others."""
     extra = _shape(files, "labels_bg")[0]
+    if extra == 0:
+        raise DataError(f"{files['labels_bg']}: holds no background video; train without them (--background_videos off)")
     _check_shape(files, "labels_bg", (extra, sizes.labels), "labels")
     _check_shape(files, "audio_bg", (extra, sizes.segments, sizes.audio_dim), "audio")
     _check_shape(files, "visual_bg", (extra, sizes.segments, *sizes.map_size, sizes.visual_dim), "visual")

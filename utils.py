@@ -731,7 +731,7 @@ def report_runs(args, rows, test_set):
     path = args.output_dir / f"{args.model_name}_runs.json"
     if process_rank() == 0:
         text = json.dumps({"settings": settings_of(args), "summary": summary, "segments": test_set.sizes.segments,
-                       "test_videos": test_set.video.tolist(), "runs": rows})
+                           "test_videos": test_set.video.tolist(), "test_digest": test_set.digest(), "runs": rows})
         write_atomically(path, lambda partial: partial.write_text(text + "\n"))
     print(f"all figures: {path}")
 

@@ -12,6 +12,7 @@ differences seed by seed, nor in the 95 % bootstrap interval over the test video
 """
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from utils import OptionParser, UserError, bootstrap_interval, number, run_script, write_atomically  # noqa: E402
+from utils import OptionParser, UserError, bootstrap_interval, keep_aside, lock, number, run_script, write_atomically  # noqa: E402
 
 METRICS = {"event_or_background": "event or background", "video_category": "video category", "segment_f1": "segment F1",
            "event_f1": "event F1"}
@@ -102,19 +103,24 @@ def finished(row, args):
 def run(row, args):
     """Runs the row's command, going on where it was stopped; '' or the last line of what went wrong."""
     folder = folder_of(row, args)
-    folder.mkdir(parents=True, exist_ok=True)
     text = shlex.join(command_of(row, args))
     command = folder / "command.txt"
     same = command.is_file() and command.read_text() == text
     if not same:
-        for path in folder.glob("*_runs.json"):
-            path.unlink()
+        keep_aside([folder])      # of another command
+        folder.mkdir(parents=True)
         write_atomically(command, lambda partial: partial.write_text(text))
     with open(folder / "output.txt", "a") as output:
-        done = subprocess.run([sys.executable, ROOT / command_of(row, args)[0], *command_of(row, args)[1:], "--output_dir", folder,
-                               *(["--resume"] if same else [])], stdout=output, stderr=subprocess.PIPE, text=True)
-    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    return "" if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+        script = subprocess.Popen([sys.executable, ROOT / command_of(row, args)[0], *command_of(row, args)[1:], "--output_dir", folder,
+                                   *(["--resume"] if same else [])], stdout=output, stderr=subprocess.PIPE, text=True)
+        try:
+            _, errors = script.communicate()
+        except BaseException:      # a signal: the run saves its state at the next batch and ends, too
+            script.terminate()
+            script.communicate()
+            raise
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip()]
+    return "" if script.returncode == 0 else (lines[-1] if lines else f"exit code {script.returncode}")
 
 
 def run_all(rows, args):
@@ -143,14 +149,23 @@ def figures(row, args, errors):
     result = finished(row, args)
     if result is None:
         return {**entry, "error": errors.get(tuple(command_of(row, args)), "not run")}
+    psp = finished(PSP[row.setting], args)
+    if psp is not None and not same_test_data(result, psp):
+        return {**entry, "error": f"was run on other data than the row of PSP; delete {folder_of(row, args)} or "
+                                  f"{folder_of(PSP[row.setting], args)}, whichever is the older, and run the table again"}
     values = np.array([100 * one[row.figure] for one in result["runs"]])
     entry.update(n=len(values), mean=values.mean(), std=values.std(ddof=1), values=values.tolist(),
                  seeds=[one["seed"] for one in result["runs"]])
     entry["interval"] = bootstrap_interval(100 * by_video(result, row.figure).mean(axis=0))
     if row.figure == "test":      # of the other one there is no checkpoint to measure more on
         entry["metrics"] = {name: mean_of([one["metrics"][name] for one in result["runs"]]) for name in METRICS}
-    entry["difference"] = difference(row, result, finished(PSP[row.setting], args))
+    entry["difference"] = difference(row, result, psp)
     return entry
+
+
+def same_test_data(result, other):
+    """Whether two rows were scored on the same videos; of a row that read its features from disk only a sample is compared."""
+    return all(a == b for a, b in zip(result["test_digest"], other["test_digest"]))
 
 
 def mean_of(values):
@@ -248,11 +263,15 @@ def options():
 
 def main():
     args = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # as Ctrl-C: `run` ends the script that it started
     chosen = {name: TABLES[name] for name in TABLES if name in args.tables}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = [row for _, rows in chosen.values() for row in rows]
     rows = [PSP[setting] for setting in ("fully", "weakly") if any(row.setting == setting for row in rows)] + rows
-    errors = run_all(rows, args)
+    (args.output_dir / "rows").mkdir(exist_ok=True)
+    lock_path = args.output_dir / "rows" / "lock"
+    with lock(open(lock_path, "ab"), lock_path):
+        errors = run_all(rows, args)
     tables = {name: (title, [figures(row, args, errors) for row in rows]) for name, (title, rows) in chosen.items()}
     text = markdown(tables, args)
     write_atomically(args.output_dir / "tables.md", lambda partial: partial.write_text(text))
@@ -261,8 +280,9 @@ def main():
     for name in set(CURVES) & set(chosen):
         draw(name, tables[name][1], args)
     print(text)
-    if errors:
-        raise UserError(f"{len(errors)} of the rows failed; see above, and output.txt in their folders under {args.output_dir}/rows")
+    failed = {entry["command"]: entry["error"] for _, entries in tables.values() for entry in entries if "error" in entry}
+    if failed:
+        raise UserError(f"{len(failed)} of the rows failed; see above, and output.txt in their folders under {args.output_dir}/rows")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@
 """
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -30,7 +29,7 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"      # of Okabe and Ito: t
 
 
 def save(figure, path):
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
     print(path)
 
@@ -43,8 +42,11 @@ def draw_curves(args):
         records = [json.loads(line) for line in args.file.read_text().splitlines()]
         epochs = [record for record in records if "epoch" in record]
         checks = [record for record in epochs if "val_accuracy" in record]
-        loss = [(record["epoch"], record["loss"]) for record in epochs]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        loss = [(int(record["epoch"]), float(record["loss"])) for record in epochs]
+        accuracy = {split: [100 * float(check[f"{split}_accuracy"]) for check in checks] for split in ("val", "test")}
+        result = records[-1].get("result") if records else None
+        kept = result["best_validation"]["epoch"] if result else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{args.file}: is no log of a run, such as model/PSP_fully.jsonl ({error})") from error
     if not loss:
         raise UserError(f"{args.file}: holds no finished epoch yet")
@@ -52,11 +54,10 @@ def draw_curves(args):
     left.plot(*zip(*loss), color=BLUE)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     for split, color, style in (("val", ORANGE, "o-"), ("test", GREEN, "s--")):
-        right.plot([check["epoch"] for check in checks], [100 * check[f"{split}_accuracy"] for check in checks], style, color=color,
+        right.plot([check["epoch"] for check in checks], accuracy[split], style, color=color,
                    markersize=3, label={"val": "validation", "test": "test"}[split])
-    result = records[-1].get("result")
-    if result:
-        right.axvline(result["best_validation"]["epoch"], color="0.5", linestyle=":", label="checkpoint kept")
+    if kept is not None:
+        right.axvline(kept, color="0.5", linestyle=":", label="checkpoint kept")
     right.set(xlabel="epoch", ylabel="segment accuracy, %")
     right.legend()
     save(figure, args.output)
@@ -79,7 +80,7 @@ def draw_video(args, network, names, ids):
         output = network(batch["audio"], batch["visual"])
     probability, predicted = output.logits[0].softmax(-1).max(-1)
     true, segments = batch["labels"][0], dataset.sizes.segments
-    true_cells = true_cells_of(args.data_dir, args.video)
+    true_cells = true_cells_of(args.data_dir, args.video, dataset.sizes)
     frames = frames_of(args.frames, segments)
 
     figure = pyplot.figure(figsize=(1.25 * segments + 1, 8.2), constrained_layout=True)
@@ -123,23 +124,23 @@ def draw_labels(axes, names, true, predicted, probability):
     axes.set_yticklabels(["predicted\n(hatched: wrong)", "true"], fontsize=7)
 
 
-def true_cells_of(folder, row):
+def true_cells_of(folder, row, sizes):
     """[T, h, w] of a synthetic video, None of a real one."""
     path = folder / "true_cells.h5"
-    if not path.is_file():
-        return None
-    with opened_cells(path) as cells:
-        return cells[row]
+    return read_true_cells(path, sizes)[row] if path.is_file() else None
 
 
-@contextmanager
-def opened_cells(path):
-    """The dataset [videos, T, h, w] of true_cells.h5, which data/synthetic.py writes."""
+def read_true_cells(path, sizes):
+    """[videos, T, h, w] bool of true_cells.h5, which data/synthetic.py writes."""
     try:
         with h5py.File(path) as file:
-            yield file["avadataset"]
-    except (OSError, KeyError, ValueError) as error:
+            cells = file["avadataset"][:].astype(bool)
+    except Exception as error:      # h5py raises nearly all of them on broken files
         raise UserError(f"{path}: holds no true cells, such as data/synthetic.py writes ({error})") from error
+    expected = (sizes.videos, sizes.segments, *sizes.map_size)
+    if cells.shape != expected:
+        raise UserError(f"{path}: has shape {cells.shape}, but the data asks for {expected}; the two are not of the same data")
+    return cells
 
 
 def frames_of(folder, segments):
@@ -149,7 +150,13 @@ def frames_of(folder, segments):
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(paths) != segments:
         raise UserError(f"--frames {folder}: holds {len(paths)} PNG or JPEG files; one for each of the {segments} segments is needed")
-    return [pyplot.imread(path) for path in paths]
+    frames = []
+    for path in paths:
+        try:
+            frames.append(pyplot.imread(path))
+        except Exception as error:      # of a broken picture, its reader raises nearly all of them
+            raise UserError(f"--frames: {path} cannot be read ({error})") from error
+    return frames
 
 
 # ------------------------------------------------------------------------------------------- all videos
@@ -228,17 +235,19 @@ def attention_hits(network, dataset, cells_path, batch_size=64):
 
     hit: whether the region of the largest attention is one of the true ones; chance: the share of true ones in the map.
     """
+    cells = read_true_cells(cells_path, dataset.sizes)
     labels, hits, chance = [], [], []
-    with opened_cells(cells_path) as cells, torch.inference_mode():
+    with torch.inference_mode():
         for positions in torch.arange(len(dataset)).split(batch_size):
             batch = dataset[positions]
-            true_cells = np.stack([cells[row] for row in batch["video"].tolist()]).astype(bool)
-            true_cells = true_cells.reshape(*true_cells.shape[:2], -1)                             # [B, T, R]
+            true_cells = cells[batch["video"].numpy()].reshape(len(positions), dataset.sizes.segments, -1)      # [B, T, R]
             looked_at = network(batch["audio"], batch["visual"]).attention.flatten(2).argmax(-1)   # [B, T]
             event = (batch["labels"] != dataset.sizes.background).numpy()
             labels.append(batch["labels"].numpy()[event])
             hits.append(np.take_along_axis(true_cells, looked_at.numpy()[..., None], axis=2)[..., 0][event])
             chance.append(true_cells.mean(axis=2)[event])
+    if not sum(map(len, hits)):
+        raise UserError(f"{cells_path}: the videos asked for hold no event to look at; choose another --split")
     return tuple(map(np.concatenate, (labels, hits, chance)))
 
 
@@ -288,6 +297,7 @@ def main():
     dataset = AVEDataset(find_files(args.data_dir, required_files([args.split])), args.split, features="disk")
     network = network_of_checkpoint(checkpoint, args.file, dataset.sizes).eval()
     names, ids = names_and_ids(args, dataset.sizes)
+    names = [name.replace("$", r"\$") for name in names]      # which matplotlib would take for a formula
     if args.figure == "video":
         draw_video(args, network, names, ids)
     elif args.figure == "attention":
