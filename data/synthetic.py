@@ -1,16 +1,16 @@
 """Writes a synthetic AVE: all eleven published files, with features made up so that only hearing and seeing tells an event.
 
     python data/synthetic.py --output_dir data/synthetic
-    python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR    # real labels and splits
+    python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR --background 178    # real labels
 
 A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and, faintly, a look (one
 of visual channels). A source of sound also has a character (its size, say) that is heard and seen alike, whatever its
 category; each video shows its own variant of all of them.
 
 - Event segment: the source of c sounds, and it is seen in a few neighbouring cells that drift slowly over the map.
-- Background segment: either the source of c sounds unseen, or it is seen and silent, or neither.
-- A second source, of another category and character, is heard where that of c is silent and in many other segments, too;
-  in those the sound of c itself is drowned, and only its character is heard. It is never seen.
+- Background segment: either the source of c sounds unseen, or it is seen and silent, or neither (each a third).
+- In 60 % of the segments the sound of c is drowned: of its source only the character is heard. A second source, of another
+  category and character, is heard over it, and also wherever the source of c is silent. It is never seen.
 - The rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise, which is what
   --difficulty raises.
 
@@ -18,7 +18,8 @@ So neither hearing nor seeing alone tells an event: both categories are heard, t
 seen has the character of one of the two, and the category must come from those segments in which that one is heard clearly.
 Background videos (for weak training) show one source and hold the sounds of another.
 
-Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the event's look stands.
+Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the source of c
+is seen, also while it is silent.
 """
 import sys
 from contextlib import ExitStack
