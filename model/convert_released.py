@@ -25,7 +25,7 @@ def main():
     refuse_to_overwrite([args.ours], args.overwrite)
     save_tensors(args.ours, checkpoint)
     print(f"{args.ours}: {checkpoint['setting']} supervised PSP, {sum(w.numel() for w in checkpoint['weights'].values())} "
-          f"weights, threshold {checkpoint['network']['threshold']} (the paper's: the authors' file does not tell)")
+          f"weights, threshold {checkpoint['network']['threshold']} (the authors' files do not tell theirs, which is taken to be the paper's)")
 
 
 if __name__ == "__main__":
