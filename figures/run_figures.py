@@ -221,7 +221,7 @@ def draw_boundaries(args, result, names):
     for errors, color, shift, hatch, name in ((starts, BLUE, -0.2, "", "start"), (ends, ORANGE, 0.2, "//", "end")):
         counts = [errors.count(value) for value in values]
         axes.bar(values + shift, counts, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
-    axes.set(xlabel="predicted minus true boundary, segments (left: too early)", ylabel=f"{args.split} events", yscale="symlog",
+    axes.set(xlabel="predicted minus true boundary, segments (left: too early)", ylabel=f"{args.split} events", yscale="symlog", xticks=values,
              title=f"{len(starts)} events found, {missed} missed")
     axes.title.set_fontsize(9)
     axes.legend()
