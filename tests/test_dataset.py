@@ -176,6 +176,7 @@ BROKEN = {
     "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"), "never written"),
     "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")), "NaN or inf"),
     "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
+    "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "holds no background video"),
     "two labels": ("right_labels.h5", change("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
     "no label": ("right_labels.h5", change("right_labels.h5", lambda a: a * 0), "not one-hot"),
     "two categories": ("mil_labels.h5", change("mil_labels.h5", lambda a: a + a[:, ::-1]), "not one-hot"),
