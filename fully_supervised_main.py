@@ -6,14 +6,16 @@
 import torch
 
 import utils
-from psp_model import avel_fully_supervised_loss, fully_supervised_loss
-
-LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[60, 120])      # x 0.8 after these epochs
+from model.avel import avel_fully_supervised_loss, avel_milestones
+from model.checkpoint import build_network
+from model.processes import train_together
+from model.run import Run
+from psp_model import fully_supervised_loss
 
 
 def options():
     parser = utils.main_options(__doc__, "fully")
-    parser.training.add_argument("--LAMBDA", type=utils.number(float, 0), default=100,
+    parser.training.add_argument("--LAMBDA", type=utils.bounded(float, 0), default=100,
                                  help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
     utils.add_file_option(parser.data, "--dir_labels", "right_labels.h5", "segment labels")
     return utils.parse_options(parser)
@@ -26,32 +28,55 @@ def given_files(args):
 
 
 def train(args, data, device):
+    """Trains on data["train"] and keeps the checkpoint of the best validation accuracy; returns the run's results."""
     utils.set_seed(args.seed)
+    batches = utils.training_batches(args, data["train"], device)
 
-    network_options = utils.network_options(args, "fully", data["train"].sizes)
-    network = utils.NETWORKS[args.model_name](**network_options).to(device)
-
-    def loss_function(output, batch):
-        if args.model_name == "AVEL":
-            return avel_fully_supervised_loss(output, batch["labels"])
-        return fully_supervised_loss(output, batch["labels"], args.LAMBDA, target=batch.get("avps_target"))
+    config = utils.network_config(args, "fully", data["train"].sizes)
+    network = build_network(args.model_name, config).to(device)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
+    decay = dict(milestones=[60, 120], gamma=0.8)
+    if args.model_name == "AVEL":
+        decay = dict(milestones=avel_milestones(len(batches), args.nb_epoch), gamma=0.1)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
+    train_together(network, optimizer)
 
-    return utils.train(args, "fully", network, network_options, loss_function, optimizer, schedule, data)
+    with Run(args, "fully", config, network, optimizer, schedule, data, steps=len(batches)) as run:
+        for epoch in run.epochs():                  # from 0, or from where a stopped run goes on
+            network.train()
+            for batch in batches.epoch(epoch):      # drawn anew each epoch, on the device
+                output = utils.forward(network, batch, args.precision)
+                if args.model_name == "AVEL":
+                    loss = avel_fully_supervised_loss(output, batch["labels"])
+                else:
+                    loss = fully_supervised_loss(output, batch["labels"], args.LAMBDA, batch.get("avps_target"))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.add(loss)
+            run.end_steps()                         # a loss that is not finite ends the run here
+
+            if run.is_check(epoch):
+                val = utils.predict(network, data["val"], args.batch_size, args.precision)
+                test = utils.predict(network, data["test"], args.batch_size, args.precision)
+                run.keep_best(val, test, score=val.accuracy)
+            schedule.step()
+            run.end_epoch()
+        return run.report()
 
 
 def main():
     args = options()
-    if args.train:
-        device = utils.select_device(args)
-        data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
-        utils.train_each_seed(args, data, device, train)
-    else:
+    if args.trained_model_path:
         utils.evaluate_checkpoint(args, given_files(args), "fully")
+        return
+    device = utils.select_device(args)
+    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
+    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
+    utils.report_runs(args, results, data["test"])
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    with utils.one_line_errors():
+        main()

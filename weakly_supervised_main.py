@@ -7,23 +7,26 @@ import torch
 from torch.nn.functional import one_hot
 
 import utils
-from psp_model import avel_weakly_supervised_loss, weakly_supervised_loss
-
-LEARNING_RATE_DECAY = dict(gamma=0.8, milestones=[80, 160])      # x 0.8 after these epochs
+from model.avel import avel_milestones, avel_weakly_supervised_loss
+from model.checkpoint import build_network
+from model.processes import train_together
+from model.run import Run
+from psp_model import weakly_supervised_loss
 
 
 def options():
     parser = utils.main_options(__doc__, "weakly")
     parser.ablations.add_argument("--weak_labels", choices=["share", "tag"], default="share",
-                                  help="training target: the share of event and background in each video (prob_label.h5), or "
-                                       "only its category (mil_labels.h5) (default: %(default)s)")
+                                  help="training target: the share of event and background in each video "
+                                       "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
     parser.ablations.add_argument("--background_videos", choices=["on", "off"], default="on",
                                   help="train on the background videos, too (default: %(default)s)")
     utils.add_file_option(parser.data, "--dir_labels", "mil_labels.h5", "event category of each video")
-    utils.add_file_option(parser.data, "--prob_dir_labels", "prob_label.h5", "share of each label in each video: the training target")
+    utils.add_file_option(parser.data, "--prob_dir_labels", "prob_label.h5",
+                          "share of each label in each video: the training target")
     utils.add_file_option(parser.data, "--dir_labels_gt", "right_labels.h5", "segment labels, to score predictions")
-    utils.add_file_option(parser.data, "--dir_video_bg", "visual_feature_noisy.h5", "visual features of background videos")
-    utils.add_file_option(parser.data, "--dir_audio_bg", "audio_feature_noisy.h5", "audio features of background videos")
+    utils.add_file_option(parser.data, "--dir_video_bg", "visual_feature_noisy.h5", "visual features of background")
+    utils.add_file_option(parser.data, "--dir_audio_bg", "audio_feature_noisy.h5", "audio features of background")
     utils.add_file_option(parser.data, "--dir_labels_bg", "labels_noisy.h5", "label of the background videos")
     return utils.parse_options(parser)
 
@@ -37,35 +40,59 @@ def given_files(args):
 
 
 def train(args, data, device):
+    """Trains on data["train"] and keeps the checkpoint of the best validation accuracy; returns the run's results."""
     utils.set_seed(args.seed)
+    batches = utils.training_batches(args, data["train"], device)
 
-    network_options = utils.network_options(args, "weakly", data["train"].sizes)
-    network = utils.NETWORKS[args.model_name](**network_options).to(device)
-
-    def loss_function(output, batch):
-        if args.model_name == "AVEL":
-            return avel_weakly_supervised_loss(output, batch["video_label"])
-        if args.weak_labels == "tag":
-            return weakly_supervised_loss(output, one_hot(batch["video_label"], output.logits.shape[-1]).float())
-        return weakly_supervised_loss(output, batch["label_share"])
+    config = utils.network_config(args, "weakly", data["train"].sizes)
+    network = build_network(args.model_name, config).to(device)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    decay = utils.avel_decay(args, data) if args.model_name == "AVEL" else LEARNING_RATE_DECAY
+    decay = dict(milestones=[80, 160], gamma=0.8)
+    if args.model_name == "AVEL":
+        decay = dict(milestones=avel_milestones(len(batches), args.nb_epoch), gamma=0.1)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
+    train_together(network, optimizer)
 
-    return utils.train(args, "weakly", network, network_options, loss_function, optimizer, schedule, data)
+    with Run(args, "weakly", config, network, optimizer, schedule, data, steps=len(batches)) as run:
+        for epoch in run.epochs():                  # from 0, or from where a stopped run goes on
+            network.train()
+            for batch in batches.epoch(epoch):      # drawn anew each epoch, on the device
+                output = utils.forward(network, batch, args.precision)
+                if args.model_name == "AVEL":
+                    loss = avel_weakly_supervised_loss(output, batch["video_label"])
+                elif args.weak_labels == "tag":
+                    category = one_hot(batch["video_label"], data["train"].sizes.num_classes).float()
+                    loss = weakly_supervised_loss(output, category)
+                else:
+                    loss = weakly_supervised_loss(output, batch["label_share"])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.add(loss)
+            run.end_steps()                         # a loss that is not finite ends the run here
+
+            if run.is_check(epoch):
+                val = utils.predict(network, data["val"], args.batch_size, args.precision)
+                test = utils.predict(network, data["test"], args.batch_size, args.precision)
+                run.keep_best(val, test, score=val.accuracy)
+            schedule.step()
+            run.end_epoch()
+        return run.report()
 
 
 def main():
     args = options()
-    if args.train:
-        device = utils.select_device(args)
-        data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
-                               background_videos=args.background_videos == "on")
-        utils.train_each_seed(args, data, device, train)
-    else:
+    if args.trained_model_path:
         utils.evaluate_checkpoint(args, given_files(args), "weakly")
+        return
+    device = utils.select_device(args)
+    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
+                           background_videos=args.background_videos == "on")
+    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
+    utils.report_runs(args, results, data["test"])
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    with utils.one_line_errors():
+        main()

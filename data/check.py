@@ -1,48 +1,48 @@
-"""Looks a data folder over: is every file there, whole, and of the same data as the others?
+"""Audits a data folder: is every file there, whole, and of the same data as the others?
 
     python data/check.py --data_dir data
 
-Prints a table of the files, what is wrong with the remedy, and what is worth knowing. The exit code is 0 only if the folder
-can be trained on (--setting fully: fully supervised only). The large files are streamed: memory stays small.
+Prints a table of the files, what is wrong and how to mend it, and what is worth knowing. The exit code is 0 only if the
+folder can be trained on (--setting fully: fully supervised only). The large files are streamed: memory stays small.
 """
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import segment_labels  # noqa: E402
-from dataset import (AVE_FILES, SPLITS, DataError, check_background_shapes, check_weak_shapes, find_files, label_names, open_file,  # noqa: E402
-                     read_annotations, read_label_share, read_one_hot, read_order, read_sizes, required_files)
-from utils import OptionParser, run_script  # noqa: E402
+from data.files import UserError  # noqa: E402
+from data.hdf5 import blocks_of, read_rows  # noqa: E402
+from data.progress import progress_bar  # noqa: E402
+from dataset import (AVE_FILES, SPLITS, check_background_shapes, check_weak_shapes, class_names, find_files,  # noqa: E402
+                     open_file, read_annotations, read_label_share, read_one_hot, read_order, read_sizes,
+                     required_files)
+from utils import OptionParser, one_line_errors  # noqa: E402
 
-BLOCK_BYTES = 2**25
 FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32
 
 
 def scan(path, name):
-    """(row of the table, problems) of one file, streamed."""
-    row, problems = {"file": path.name}, []
+    """(row of the table, problems) of one file, streamed; UserError where it cannot be read to its end."""
     with open_file(path, name) as file:
-        layout = "contiguous" if file.chunks is None else f"chunked {file.chunks}" if file.compression is None else file.compression
-        row |= {"shape": " x ".join(map(str, file.shape)), "dtype": str(file.dtype),
-                "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout}
-        low, high, zeros, odd = np.inf, -np.inf, 0, 0
+        layout = file.compression or (f"chunked {file.chunks}" if file.chunks else "contiguous")
+        row = {"file": path.name, "shape": " x ".join(map(str, file.shape)), "dtype": str(file.dtype),
+               "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout}
         if file.size == 0:
-            return row, [f"{path}: holds nothing; it should hold {AVE_FILES[name].what}"]
-        step = max(1, BLOCK_BYTES // max(1, file.dtype.itemsize * int(np.prod(file.shape[1:]))))
-        for start in tqdm(range(0, len(file), step), desc=path.name, leave=False, delay=1):
-            block = file[start:start + step]
-            zeros += block.size - np.count_nonzero(block)
-            low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
-            if not (-FLOAT32_MAX <= low and high <= FLOAT32_MAX):
-                odd += block.size - np.count_nonzero(abs(block) <= FLOAT32_MAX)
-        if odd:
-            problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
+            return row, [f"{path}: is empty; it should hold {AVE_FILES[name].content}"]
+        low, high, zeros, odd = np.inf, -np.inf, 0, 0
+        with progress_bar(total=len(file), desc=path.name, unit="row", leave=False, delay=1) as bar:
+            for rows in blocks_of(file):
+                block = read_rows(path, file, rows)
+                zeros += block.size - np.count_nonzero(block)
+                low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
+                if not (-FLOAT32_MAX <= low and high <= FLOAT32_MAX):
+                    odd += block.size - np.count_nonzero(abs(block) <= FLOAT32_MAX)
+                bar.update(len(block))
         row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %", "not finite": str(odd)}
-    return row, problems
+    return row, [f"{path}: {odd} values are NaN or infinite; extract or download it again"] if odd else []
 
 
 def print_table(rows):
@@ -59,30 +59,30 @@ class Audit:
         self.problems, self.notes = [], []
 
     def attempt(self, function, *arguments):
-        """The function's value; None where it raises DataError, which is a problem."""
+        """The function's value; None where it raises UserError, which is a problem."""
         try:
             return function(*arguments)
-        except DataError as error:
+        except UserError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))
             return None
 
 
 def check_labels(audit, files, sizes, annotations, weak):
-    """Segment labels [videos, T] int, or None; agreement with them of the annotations and, if weak, of the other labels."""
+    """Segment labels [videos, T] int, or None; whether the annotations and, if weak, the other labels agree with them."""
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
     labels = labels.numpy()
-    one_hot = np.eye(sizes.labels)[labels]
+    one_hot = np.eye(sizes.num_classes)[labels]
     if weak:
         share = audit.attempt(read_label_share, files)
         if share is not None:
             wrong = (abs(share.numpy() - one_hot.mean(axis=1)) > 1e-4).any(axis=1)
             if wrong.any():
                 audit.problems.append(
-                    f"{files['label_share']}: {wrong.sum()} videos have another share of labels than {files['labels']} (first in "
-                    f"row {wrong.argmax()}); build both with data/prepare_labels.py")
+                    f"{files['label_share']}: {wrong.sum()} videos have another share of labels than {files['labels']} "
+                    f"(first in row {wrong.argmax()}); build both with data/prepare_labels.py")
         category = audit.attempt(read_one_hot, files, "video_labels")
         if category is not None:
             wrong = ((labels != sizes.background) & (labels != category.numpy()[:, None])).any(axis=1)
@@ -95,12 +95,13 @@ def check_labels(audit, files, sizes, annotations, weak):
             audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
                                   "build it with data/prepare_labels.py")
     if annotations:
-        expected = audit.attempt(segment_labels, annotations, sizes.segments)
+        expected = audit.attempt(segment_labels, annotations, sizes.num_segments)
         if expected is not None:
-            wrong = (expected[0] != one_hot).any(axis=(1, 2)) if expected[0].shape == one_hot.shape else np.ones(1, bool)
+            same_shape = expected[0].shape == one_hot.shape
+            wrong = (expected[0] != one_hot).any(axis=(1, 2)) if same_shape else np.ones(1, bool)
             if wrong.any():
-                audit.problems.append(f"{files['labels']}: {wrong.sum()} videos are labelled otherwise than annotated (first in row "
-                                      f"{wrong.argmax()}); build it with data/prepare_labels.py")
+                audit.problems.append(f"{files['labels']}: {wrong.sum()} videos have other labels than annotated "
+                                      f"(first in row {wrong.argmax()}); build it with data/prepare_labels.py")
     empty = np.flatnonzero((labels == sizes.background).all(axis=1))
     if len(empty):
         audit.notes.append(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
@@ -132,7 +133,8 @@ def note_repeated_ids(audit, annotations, orders):
     times = Counter(annotation.video_id for annotation in annotations)
     repeated = [count for count in times.values() if count > 1]
     if repeated:
-        audit.notes.append(f"{len(repeated)} ids stand more than once in the annotations: {sum(repeated) - len(repeated)} rows too many")
+        audit.notes.append(f"{len(repeated)} ids stand more than once in the annotations: "
+                           f"{sum(repeated) - len(repeated)} rows too many")
     splits = defaultdict(set)
     for split, rows in orders.items():
         for row in rows:
@@ -145,8 +147,8 @@ def note_repeated_ids(audit, annotations, orders):
 
 def print_splits(labels, orders, names, background):
     """Videos of each category in each split, and the share of event segments."""
-    category = np.where((labels != background).any(axis=1),
-                        np.take_along_axis(labels, (labels != background).argmax(axis=1)[:, None], axis=1)[:, 0], background)
+    first_event = np.take_along_axis(labels, (labels != background).argmax(axis=1)[:, None], axis=1)[:, 0]
+    category = np.where((labels != background).any(axis=1), first_event, background)
     rows = [{"category": name, **{split: str((category[rows] == label).sum()) for split, rows in orders.items()}}
             for label, name in enumerate(names) if label != background or (category == background).any()]
     rows[-1:] = [{**rows[-1], "category": "no event at all"}] if (category == background).any() else rows[-1:]
@@ -160,7 +162,7 @@ def print_splits(labels, orders, names, background):
 
 
 def check_shapes_for_weak_training(files, sizes):
-    """Number of background videos; DataError where a file of weak training does not fit the others."""
+    """Number of background videos; UserError where a file of weak training does not fit the others."""
     check_weak_shapes(files, sizes)
     return check_background_shapes(files, sizes)
 
@@ -168,7 +170,8 @@ def check_shapes_for_weak_training(files, sizes):
 def main():
     parser = OptionParser(__doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="(default: DATA_DIR/Annotations.txt, if there)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE",
+                        help="(default: DATA_DIR/Annotations.txt, if it exists)")
     parser.add_argument("--setting", choices=["both", "fully"], default="both",
                         help="what the folder is to be trained on (default: %(default)s)")
     args = parser.parse_args()
@@ -182,10 +185,10 @@ def main():
             files[name] = path
             rows.append(row)
             audit.problems += problems
-        except DataError as error:
+        except UserError as error:
             rows.append({"file": path.name, "shape": "unreadable" if path.is_file() else "MISSING"})
             audit.problems.append(str(error) if path.is_file() else
-                                  f"{path}: missing ({AVE_FILES[name].what}); get it from {AVE_FILES[name].source}" + (
+                                  f"{path}: missing ({AVE_FILES[name].content}); get it from {AVE_FILES[name].source}" + (
                                       ", or build it with data/prepare_labels.py" if "label" in name else ""))
     print_table(rows)
 
@@ -193,19 +196,20 @@ def main():
     annotations_path = args.annotations or (default if default.is_file() else None)
     annotations = audit.attempt(read_annotations, annotations_path) if annotations_path else None
     sizes = audit.attempt(read_sizes, files) if {"audio", "visual", "labels"} <= files.keys() else None
-    if sizes and annotations and len(annotations) != sizes.videos:
-        audit.problems.append(f"{annotations_path}: has {len(annotations)} lines, but the data has {sizes.videos} videos")
+    if sizes and annotations and len(annotations) != sizes.num_videos:
+        audit.problems.append(f"{annotations_path}: has {len(annotations)} lines, "
+                              f"but the data has {sizes.num_videos} videos")
         annotations = None
     if sizes:
         weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
         weak = weak and audit.attempt(check_shapes_for_weak_training, files, sizes) is not None
         labels = check_labels(audit, files, sizes, annotations, weak)
-        orders = check_orders(audit, files, sizes.videos)
+        orders = check_orders(audit, files, sizes.num_videos)
         if annotations:
             note_repeated_ids(audit, annotations, orders)
         if labels is not None and orders:
             print()
-            print_splits(labels, orders, label_names(annotations, sizes.labels), sizes.background)
+            print_splits(labels, orders, class_names(annotations, sizes.num_classes), sizes.background)
 
     for title, lines in (("Worth knowing:", audit.notes), ("Wrong:", audit.problems)):
         if lines:
@@ -216,4 +220,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

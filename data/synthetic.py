@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.prepare_labels import label_files, new_h5, write_h5  # noqa: E402
-from dataset import AVE_FILES, AVE_LABELS, SPLITS, Annotation, find_files, read_annotations, read_order  # noqa: E402
-from utils import OptionParser, add_overwrite_option, number, refuse_to_overwrite, run_script  # noqa: E402
+from data.files import refuse_to_overwrite  # noqa: E402
+from data.hdf5 import new_h5, write_h5  # noqa: E402
+from data.prepare_labels import label_files  # noqa: E402
+from data.progress import progress_bar  # noqa: E402
+from dataset import AVE_CLASSES, AVE_FILES, SPLITS, Annotation, find_files, read_annotations, read_order  # noqa: E402
+from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
 SHARE_OF_FULL_VIDEOS = 0.664
@@ -142,7 +144,7 @@ class World:
 
 def own_annotations(generator, videos, categories, segments):
     """Annotations with AVE's statistics, sorted by category as AVE's are."""
-    names = AVE_LABELS[:-1] if categories == len(AVE_LABELS) - 1 else [f"category {i}" for i in range(categories)]
+    names = AVE_CLASSES[:-1] if categories == len(AVE_CLASSES) - 1 else [f"category {i}" for i in range(categories)]
     annotations = []
     for row in range(videos):
         full = segments == 1 or generator.random() < SHARE_OF_FULL_VIDEOS
@@ -177,29 +179,30 @@ def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells)
         wanted["true_cells.h5"] = ((videos, segments, map_size, map_size), "uint8")
     with ExitStack() as stack:
         outputs = [stack.enter_context(new_h5(folder / name, *layout)) for name, layout in wanted.items()]
-        for row in tqdm(range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video",
-                        mininterval=0.5 if sys.stderr.isatty() else 30):
-            for output, value in zip(outputs, make_video(row)):
-                output[row] = value
+        with progress_bar(total=videos, desc=f"writing visual_feature{suffix}.h5", unit="video") as bar:
+            for row in range(videos):
+                for output, value in zip(outputs, make_video(row)):
+                    output[row] = value
+                bar.update()
 
 
 def options():
     parser = OptionParser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--difficulty", type=number(float, 0, 1), default=0.5,
+    parser.add_argument("--difficulty", type=bounded(float, 0, 1), default=0.5,
                         help="0: hardly any noise, 1: hardly anything but noise (default: %(default)s)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="(default: %(default)s)")
     for split, videos in zip((*SPLITS, "background"), (800, 100, 100, 42)):
-        parser.add_argument(f"--{split}", type=number(int, 1 if split != "background" else 0, 10**6), default=videos, metavar="N",
+        parser.add_argument(f"--{split}", type=bounded(int, 1 if split != "background" else 0, 10**6), default=videos, metavar="N",
                             help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
                                  "default: %(default)s)")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
     parser.add_argument("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
-    parser.add_argument("--categories", type=number(int, 1, 1000), default=28, help="(default: %(default)s)")
-    parser.add_argument("--segments", type=number(int, 1, 1000), default=10, help="(default: %(default)s)")
-    parser.add_argument("--audio_dim", type=number(int, 1, 100000), default=128, help="(default: %(default)s)")
-    parser.add_argument("--map_size", type=number(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
-    parser.add_argument("--visual_dim", type=number(int, 1, 100000), default=512, help="(default: %(default)s)")
+    parser.add_argument("--categories", type=bounded(int, 1, 1000), default=28, help="(default: %(default)s)")
+    parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10, help="(default: %(default)s)")
+    parser.add_argument("--audio_dim", type=bounded(int, 1, 100000), default=128, help="(default: %(default)s)")
+    parser.add_argument("--map_size", type=bounded(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
+    parser.add_argument("--visual_dim", type=bounded(int, 1, 100000), default=512, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
                         help="of the features; the published ones are (default: %(default)s)")
     add_overwrite_option(parser)
@@ -248,4 +251,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

@@ -23,7 +23,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from utils import OptionParser, UserError, bootstrap_interval, keep_aside, lock, number, run_script, write_atomically  # noqa: E402
+from data.files import UserError, keep_aside, lock, write_atomically  # noqa: E402
+from model.metrics import bootstrap_interval  # noqa: E402
+from utils import OptionParser, bounded, one_line_errors  # noqa: E402
 
 METRICS = {"event_or_background": "event or background", "video_category": "video category", "segment_f1": "segment F1",
            "event_f1": "event F1"}
@@ -109,7 +111,7 @@ def run(row, args):
     if not same:
         keep_aside([folder])      # of another command
         folder.mkdir(parents=True)
-        write_atomically(command, lambda partial: partial.write_text(text))
+        write_atomically(command, text)
     with open(folder / "output.txt", "a") as output:
         script = subprocess.Popen([sys.executable, ROOT / command_of(row, args)[0], *command_of(row, args)[1:], "--output_dir", folder,
                                    *(["--resume"] if same else [])], stdout=output, stderr=subprocess.PIPE, text=True)
@@ -164,8 +166,8 @@ def figures(row, args, errors):
 
 
 def same_test_data(result, other):
-    """Whether two rows were scored on the same videos; of a row that read its features from disk only a sample is compared."""
-    return all(a == b for a, b in zip(result["test_digest"], other["test_digest"]))
+    """Whether two rows were scored on the same videos."""
+    return result["test_digest"] == other["test_digest"]
 
 
 def mean_of(values):
@@ -175,7 +177,7 @@ def mean_of(values):
 
 def by_video(result, figure):
     """[runs, videos]: accuracy on each test video, in 0..1."""
-    return np.array([one[f"{figure}_right"] for one in result["runs"]]) / result["segments"]
+    return np.array([one[f"{figure}_correct"] for one in result["runs"]]) / result["segments"]
 
 
 def difference(row, result, psp):
@@ -248,9 +250,9 @@ def options():
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--output_dir", type=Path, default=Path("figures/tables"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--note", help="what the data is, for the heads of tables and plots (default: the folder)")
-    parser.add_argument("--runs", type=number(int, 2, 1000), default=5, help="seeds of each row (default: %(default)s)")
+    parser.add_argument("--runs", type=bounded(int, 2, 1000), default=5, help="seeds of each row (default: %(default)s)")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=number(int, 0, 2**31), default=123, help="the first one (default: %(default)s)")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=123, help="the first one (default: %(default)s)")
     for name in ("nb_epoch", "check_epoch", "batch_size", "device", "precision", "features"):
         parser.add_argument(f"--{name}", help="as in the main scripts")
     args = parser.parse_args()
@@ -274,9 +276,9 @@ def main():
         errors = run_all(rows, args)
     tables = {name: (title, [figures(row, args, errors) for row in rows]) for name, (title, rows) in chosen.items()}
     text = markdown(tables, args)
-    write_atomically(args.output_dir / "tables.md", lambda partial: partial.write_text(text))
+    write_atomically(args.output_dir / "tables.md", text)
     content = json.dumps({name: {"title": title, "rows": entries} for name, (title, entries) in tables.items()}, indent=1)
-    write_atomically(args.output_dir / "tables.json", lambda partial: partial.write_text(content + "\n"))
+    write_atomically(args.output_dir / "tables.json", content + "\n")
     for name in set(CURVES) & set(chosen):
         draw(name, tables[name][1], args)
     print(text)
@@ -286,4 +288,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

@@ -21,9 +21,11 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.files import UserError  # noqa: E402
 from dataset import SPLITS, AVEDataset, find_files, required_files  # noqa: E402
-from utils import (OptionParser, UserError, events_of, load_checkpoint, names_and_ids, network_of_checkpoint, number,  # noqa: E402
-                   predict, run_script)
+from model.checkpoint import load, rebuild  # noqa: E402
+from model.metrics import events_of  # noqa: E402
+from utils import OptionParser, bounded, names_and_ids, one_line_errors, predict  # noqa: E402
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"      # of Okabe and Ito: told apart by the colour-blind
 
@@ -70,23 +72,23 @@ def draw_video(args, network, names, ids):
     files = find_files(args.data_dir, required_files(SPLITS))
     for split in SPLITS:
         dataset = AVEDataset(files, split, features="disk")
-        position = (dataset.video == args.video).nonzero().flatten().tolist()
+        position = (dataset.values["video"] == args.video).nonzero().flatten().tolist()
         if position:
             break
     else:
-        raise UserError(f"--video {args.video}: is in none of the splits of {args.data_dir}, whose rows are 0 to {dataset.sizes.videos - 1}")
+        raise UserError(f"--video {args.video}: is in none of the splits of {args.data_dir}, whose rows are 0 to {dataset.sizes.num_videos - 1}")
     batch = dataset[position]
     with torch.inference_mode():
         output = network(batch["audio"], batch["visual"])
     probability, predicted = output.logits[0].softmax(-1).max(-1)
-    true, segments = batch["labels"][0], dataset.sizes.segments
+    true, segments = batch["labels"][0], dataset.sizes.num_segments
     true_cells = true_cells_of(args.data_dir, args.video, dataset.sizes)
     frames = frames_of(args.frames, segments)
 
     figure = pyplot.figure(figsize=(1.25 * segments + 1, 8.2), constrained_layout=True)
     rows = figure.add_gridspec(3, 1, height_ratios=[1.1, 3, 1.6])
     draw_labels(figure.add_subplot(rows[0]), names, true, predicted, probability)
-    matrices = [] if not hasattr(output, "psp") else [
+    matrices = [] if output.psp is None else [
         ("visual segments (rows) to audio, before pruning", output.psp.beta_va), ("after", output.psp.gamma_va),
         ("audio segments (rows) to visual, before pruning", output.psp.beta_av), ("after", output.psp.gamma_av)]
     places = rows[1].subgridspec(1, max(1, len(matrices)))
@@ -137,7 +139,7 @@ def read_true_cells(path, sizes):
             cells = file["avadataset"][:].astype(bool)
     except Exception as error:      # h5py raises nearly all of them on broken files
         raise UserError(f"{path}: holds no true cells, such as data/synthetic.py writes ({error})") from error
-    expected = (sizes.videos, sizes.segments, *sizes.map_size)
+    expected = (sizes.num_videos, sizes.num_segments, *sizes.map_size)
     if cells.shape != expected:
         raise UserError(f"{path}: has shape {cells.shape}, but the data asks for {expected}; the two are not of the same data")
     return cells
@@ -240,7 +242,7 @@ def attention_hits(network, dataset, cells_path, batch_size=64):
     with torch.inference_mode():
         for positions in torch.arange(len(dataset)).split(batch_size):
             batch = dataset[positions]
-            true_cells = cells[batch["video"].numpy()].reshape(len(positions), dataset.sizes.segments, -1)      # [B, T, R]
+            true_cells = cells[batch["video"].numpy()].reshape(len(positions), dataset.sizes.num_segments, -1)      # [B, T, R]
             looked_at = network(batch["audio"], batch["visual"]).attention.flatten(2).argmax(-1)   # [B, T]
             event = (batch["labels"] != dataset.sizes.background).numpy()
             labels.append(batch["labels"].numpy()[event])
@@ -280,7 +282,7 @@ def options():
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="for names and ids (default: DATA_DIR/Annotations.txt, if there)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
-    parser.add_argument("--video", type=number(int, 0), default=0, metavar="ROW", help="of `video` (default: %(default)s)")
+    parser.add_argument("--video", type=bounded(int, 0), default=0, metavar="ROW", help="of `video` (default: %(default)s)")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="of `video`: pictures to lay under the maps, one a segment")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the PNG (default: <figure>.png here)")
     args = parser.parse_args()
@@ -293,9 +295,9 @@ def main():
     if args.figure == "curves":
         draw_curves(args)
         return
-    checkpoint = load_checkpoint(args.file)
+    checkpoint = load(args.file)
     dataset = AVEDataset(find_files(args.data_dir, required_files([args.split])), args.split, features="disk")
-    network = network_of_checkpoint(checkpoint, args.file, dataset.sizes).eval()
+    network = rebuild(checkpoint, args.file, dataset.sizes).eval()
     names, ids = names_and_ids(args, dataset.sizes)
     names = [name.replace("$", r"\$") for name in names]      # which matplotlib would take for a formula
     if args.figure == "video":
@@ -307,4 +309,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import (OptionParser, add_overwrite_option, load_checkpoint, network_of_checkpoint, refuse_to_overwrite,  # noqa: E402
-                   run_script, save_tensors)
+from data.files import refuse_to_overwrite  # noqa: E402
+from model.checkpoint import load, rebuild, save  # noqa: E402
+from utils import OptionParser, add_overwrite_option, one_line_errors  # noqa: E402
 
 
 def main():
@@ -20,13 +21,15 @@ def main():
     add_overwrite_option(parser)
     args = parser.parse_args()
 
-    checkpoint = load_checkpoint(args.released)
-    network_of_checkpoint(checkpoint, args.released)      # refuses tensors that do not make up the network
+    checkpoint = load(args.released)
+    rebuild(checkpoint, args.released)      # refuses tensors that do not make up the network
     refuse_to_overwrite([args.ours], args.overwrite)
-    save_tensors(args.ours, checkpoint)
-    print(f"{args.ours}: {checkpoint['setting']} supervised PSP, {sum(w.numel() for w in checkpoint['weights'].values())} "
-          f"weights, threshold {checkpoint['network']['threshold']} (the authors' files do not tell theirs, which is taken to be the paper's)")
+    save(args.ours, checkpoint)
+    numbers = sum(weight.numel() for weight in checkpoint["weights"].values())
+    print(f"{args.ours}: {checkpoint['setting']} supervised PSP, {numbers} weights, "
+          f"threshold {checkpoint['network']['threshold']} (the paper's; the authors' files do not say theirs)")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

@@ -6,16 +6,18 @@
 
 Each row is measured in a process of its own:
 
-first batch   seconds from the start of Python until the first batch of a training run is there
-data, forward, backward, optimiser    milliseconds of a training step (medians); data is what the step waits for its batch
+first batch   seconds from the start of Python until the first batch of a training run is ready
+data, forward, backward, optimiser    milliseconds of a step of the shipped training loop (medians); data is what the step
+              waits for its batch, forward includes the loss
 train, eval   videos per second
 AVGA          milliseconds of the two products of its first layer that no implementation can avoid, H_v = U_v V and the
               gradient of U_v, of just these shapes and precision, on their own; its share: theirs of the step
-products      milliseconds of every matrix product that the step computes (without those inside the Bi-LSTMs), each on its
-              own on operands of the same shapes and precision, and their share of the step
+products      milliseconds of every matrix product that the step computes (without those inside the Bi-LSTMs), each on
+              its own on operands of the same shapes and precision, and their share of the step
 peak          of the process's memory (and of the GPU's), in GB
 """
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -24,19 +26,22 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils  # noqa: E402
-from psp_model import (FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork, fully_supervised_loss,  # noqa: E402
-                       weakly_supervised_loss)
+from model.checkpoint import build_network  # noqa: E402
+from model.run import Run, device_name, versions  # noqa: E402
 
 COLUMNS = {"videos": "videos", "features": "features", "first_batch_s": "first batch s", "data_ms": "data ms",
-           "forward_ms": "forward ms", "backward_ms": "backward ms", "optimiser_ms": "optimiser ms", "step_ms": "step ms",
-           "avga_ms": "AVGA ms", "avga_share": "share", "products_ms": "products ms", "products_share": "share", "train_per_s": "train /s", "eval_per_s": "eval /s",
-           "peak_gb": "peak GB", "peak_gpu_gb": "GPU GB"}
+           "forward_ms": "forward ms", "backward_ms": "backward ms", "optimiser_ms": "optimiser ms",
+           "step_ms": "step ms",
+           "avga_ms": "AVGA ms", "avga_share": "share", "products_ms": "products ms", "products_share": "share",
+           "train_per_s": "train /s", "eval_per_s": "eval /s", "peak_gb": "peak GB", "peak_gpu_gb": "GPU GB"}
 
 
 def finish(device):
@@ -47,7 +52,7 @@ def finish(device):
 
 
 class MatrixProducts(TorchDispatchMode):
-    """Notes each matrix product that runs while it is entered: the operation, and what it takes to make its operands anew."""
+    """Entered, notes each matrix product: the operation, and what it takes to make its operands anew."""
 
     OPERATIONS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
@@ -81,64 +86,103 @@ def avga_products(rows, width, hidden, dtype, device):
     return [(torch.ops.aten.mm.default, [V, U_transposed]), (torch.ops.aten.mm.default, [G_transposed, V])]
 
 
+class Enough(Exception):
+    """Ends a training run after the steps that were asked for."""
+
+
+class Clock:
+    """Entered, notes when the parts of each step of a training run begin: the loop itself is the shipped one.
+
+    wait: whether each part ends only when the device is done with it.
+    """
+
+    def __init__(self, device, steps, wait):
+        self.device, self.steps, self.wait = device, steps, wait
+        self.first_batch, self.laps, self.times = None, [], []
+
+    def note(self):
+        self.times.append(finish(self.device) if self.wait else time.perf_counter())
+
+    def __enter__(self):
+        self.patches = [mock.patch.object(utils, "forward", self.around(utils.forward, before=True)),
+                        mock.patch.object(torch.Tensor, "backward", self.around(torch.Tensor.backward, True, True)),
+                        mock.patch.object(Run, "add", lambda run, loss: self.end_of_step())]
+        for patch in self.patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *exception):
+        for patch in self.patches:
+            patch.stop()
+
+    def around(self, function, before, after=False):
+        def timed(*arguments, **options):
+            self.first_batch = self.first_batch or time.time()
+            if before:
+                self.note()
+            value = function(*arguments, **options)
+            if after:
+                self.note()
+            return value
+        return timed
+
+    def end_of_step(self):
+        self.note()
+        self.laps.append(self.times)
+        self.times = self.times[-1:]
+        if len(self.laps) == self.steps:
+            raise Enough
+
+
+def train(script, args, data, device, wait):
+    """The `Clock` of a run of the script's own training section; its first three steps are a warm-up."""
+    with Clock(device, args.steps + 3, wait) as clock, tempfile.TemporaryDirectory() as folder:
+        script_args = script.options()
+        script_args.output_dir = Path(folder)
+        try:
+            script.train(script_args, data, device)
+        except Enough:
+            finish(device)
+    return clock
+
+
 def measure(args):
     """One row of the table."""
-    device = utils.select_device(args)
-    utils.set_seed(0)
-    weak = args.setting == "weakly"
-    data = utils.read_data(args, {}, ["train", "val", "test"], device, weak)
-    train_set, sizes = data["train"], data["train"].sizes
-    network = PSPNetwork(**utils.network_sizes(sizes), threshold=PAPER_THRESHOLD[args.setting],
-                         **(WEAKLY_SUPERVISED if weak else FULLY_SUPERVISED)).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    script = importlib.import_module(f"{args.setting}_supervised_main")
+    sys.argv = [f"{args.setting}_supervised_main.py", "--train", "--data_dir", str(args.data_dir),
+                "--features", args.features, "--precision", args.precision, "--device", args.device,
+                "--batch_size", str(args.batch_size)]
+    script_args = script.options()
+    device = utils.select_device(script_args)
+    data = utils.read_data(script_args, {}, ["train", "val", "test"], device, args.setting == "weakly")
+    sizes = data["train"].sizes
 
-    def batches(count):
-        epochs = [utils.shuffled_batches(len(train_set), args.batch_size, 0, epoch).to(train_set.place or "cpu")
-                  for epoch in range(1 + count * args.batch_size // len(train_set) * 2)]
-        return utils.batches_on(device, train_set, torch.cat(epochs)[:count])
-
-    def loss_of(batch):
-        output = utils.run_network(network, batch, args.precision)
-        return weakly_supervised_loss(output, batch["label_share"]) if weak else fully_supervised_loss(output, batch["labels"], 100)
-
-    next(batches(1))
-    row = {"videos": len(train_set), "features": "disk" if train_set.place is None else str(train_set.place),
-           "first_batch_s": time.time() - args.started}
-
-    network.train()
-    laps = []
-    end = finish(device)
-    for batch in batches(args.steps + 3):
-        times = [end, finish(device)]
-        loss = loss_of(batch)
-        times.append(finish(device))
-        optimizer.zero_grad()
-        loss.backward()
-        times.append(finish(device))
-        optimizer.step()
-        end = finish(device)
-        laps.append([b - a for a, b in zip(times, [*times[1:], end])])
-    for name, values in zip(("data", "forward", "backward", "optimiser"), zip(*laps[3:])):
+    clock = train(script, args, data, device, wait=True)
+    row = {"videos": len(data["train"]), "features": str(data["train"].device) if data["train"].in_memory else "disk",
+           "first_batch_s": clock.first_batch - args.started}
+    laps = np.diff(clock.laps[3:], axis=1)      # [steps, parts]
+    for name, values in zip(("data", "forward", "backward", "optimiser"), laps.T):
         row[f"{name}_ms"] = 1000 * median(values)
-    row["step_ms"] = 1000 * median(map(sum, laps[3:]))
+    row["step_ms"] = 1000 * median(laps.sum(axis=1))
 
-    start = finish(device)
-    for batch in batches(args.steps):      # as a training run does it: nothing is waited for
-        optimizer.zero_grad()
-        loss_of(batch).backward()
-        optimizer.step()
-    row["train_per_s"] = args.steps * args.batch_size / (finish(device) - start)
+    laps = train(script, args, data, device, wait=False).laps      # as a training run does it: nothing is waited for
+    row["train_per_s"] = args.steps * args.batch_size / (finish(device) - laps[2][-1])
 
+    config = utils.network_config(script_args, args.setting, sizes)
+    network = build_network("PSP", config).to(device)
     start = finish(device)
     for split in ("val", "test"):
         utils.predict(network, data[split], args.batch_size, args.precision)
     row["eval_per_s"] = sum(len(data[split]) for split in ("val", "test")) / (finish(device) - start)
 
-    row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row["peak_gb"] = peak / 1e9
     row["peak_gpu_gb"] = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+    batch = next(iter(utils.training_batches(script_args, data["train"], device).epoch(0)))
     with MatrixProducts() as products:
-        loss_of(next(batches(1))).backward()
-    rows = args.batch_size * sizes.segments * sizes.map_size[0] * sizes.map_size[1]
+        utils.forward(network.train(), batch, args.precision).logits.square().sum().backward()
+    rows = args.batch_size * sizes.num_segments * sizes.map_size[0] * sizes.map_size[1]
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     avga = avga_products(rows, sizes.visual_dim, network.attention.U_v.out_features, dtype, device)
     for name, found in (("avga", avga), ("products", products.found)):
@@ -149,13 +193,15 @@ def measure(args):
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, help="a folder of all files (default: synthetic ones, made for the measurement)")
+    parser.add_argument("--data_dir", type=Path,
+                        help="a folder of all files (default: synthetic ones, made for the measurement)")
     parser.add_argument("--setting", choices=["fully", "weakly"], default="fully")
     parser.add_argument("--features", nargs="+", choices=["auto", "memory", "disk"], default=["memory", "disk"])
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=12, help="training steps of each measurement (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12,
+                        help="training steps of each measurement (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmark.json"), help="(default: %(default)s)")
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)      # set in the processes that measure
     return parser.parse_args()
@@ -163,8 +209,9 @@ def options():
 
 def run_measurement(args, folder, features):
     """`measure` in a process of its own; its row, or None where it failed."""
-    command = [sys.executable, __file__, "--data_dir", folder, "--setting", args.setting, "--features", features, "--precision",
-               args.precision, "--device", args.device, "--batch_size", args.batch_size, "--steps", args.steps, "--started", time.time()]
+    command = [sys.executable, __file__, "--data_dir", folder, "--setting", args.setting, "--features", features,
+               "--precision", args.precision, "--device", args.device, "--batch_size", args.batch_size,
+               "--steps", args.steps, "--started", time.time()]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
@@ -192,12 +239,15 @@ def main():
             folder = args.data_dir
             if folder is None:
                 folder = Path(made) / str(videos)
-                subprocess.run([sys.executable, Path(__file__).parents[1] / "data" / "synthetic.py", "--output_dir", folder,
-                                "--train", str(videos), "--val", "128", "--test", "128"], check=True, stdout=subprocess.DEVNULL)
+                make = Path(__file__).parents[1] / "data" / "synthetic.py"
+                subprocess.run([sys.executable, make, "--output_dir", folder, "--train", str(videos), "--val", "128",
+                                "--test", "128"], check=True, stdout=subprocess.DEVNULL)
             rows += [run_measurement(args, folder, features) for features in args.features]
-    rows = [row for row in rows if row]
-    about = {"device": utils.device_name(torch.device(args.device)), "threads": torch.get_num_threads(), "versions": utils.versions(),
-             "setting": args.setting, "precision": args.precision, "batch_size": args.batch_size}
+    if None in rows:
+        sys.exit("benchmark.py: a measurement failed, see above")
+    about = {"device": device_name(torch.device(args.device)), "threads": torch.get_num_threads(),
+             "versions": versions(), "setting": args.setting, "precision": args.precision,
+             "batch_size": args.batch_size}
     print(f"{args.setting} supervised, {args.precision}, batches of {args.batch_size}, {about['device']}, "
           f"{about['threads']} threads, torch {about['versions']['torch']}")
     print_table(rows)

@@ -1,11 +1,15 @@
-"""Import path, a tiny synthetic data folder, and a way to run the scripts as a user does."""
+"""What the tests share: import path, a tiny synthetic data folder, ways to run the scripts, HDF5 in one line."""
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"      # several tests at once: each on one core
 
@@ -15,6 +19,38 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 
 TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 --audio_dim 12 --map_size 3 "
         "--visual_dim 20 --difficulty 0").split()
+
+MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
+
+
+def read(path, key="avadataset"):
+    with h5py.File(path) as file:
+        return file[key][:]
+
+
+def rewrite(path, array, key="avadataset", **layout):
+    with h5py.File(path, "w") as file:
+        file.create_dataset(key, data=array, **layout)
+
+
+def change(name, function, key="avadataset"):
+    """A change of one file's array, to be applied to a folder."""
+    def apply(folder):
+        rewrite(folder / name, function(read(folder / name, key)), key)
+    return apply
+
+
+def with_value(array, position, value):
+    array[position] = value
+    return array
+
+
+def close(actual, expected, tolerance=1e-8):
+    """Asserts agreement relative to the norm of what is expected."""
+    actual = actual.detach().numpy() if torch.is_tensor(actual) else np.asarray(actual)
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.linalg.norm(actual - expected) <= tolerance * max(np.linalg.norm(expected), 1e-12)
 
 
 class Script:
@@ -53,23 +89,26 @@ def data_folder(tiny_folder, tmp_path):
     return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
 
 
-@pytest.fixture
-def main_in_process(monkeypatch, capsys):
-    """Runs a main script in this process: (exit code, stdout, stderr)."""
-    import importlib
-
-    from utils import run_script
+def in_process(monkeypatch, capsys):
+    from utils import one_line_errors
 
     def run(name, *options):
         monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
         code = 0
         try:
-            run_script(importlib.import_module(name.removesuffix(".py")).main)
+            with one_line_errors():
+                importlib.import_module(name.removesuffix(".py")).main()
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
         return code, captured.out, captured.err
     return run
+
+
+@pytest.fixture
+def main_in_process(monkeypatch, capsys):
+    """Runs a script in this process: (exit code, stdout, stderr)."""
+    return in_process(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

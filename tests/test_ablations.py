@@ -4,11 +4,10 @@ import json
 import pytest
 import torch
 
+from conftest import MAIN
 from dataset import AVEDataset, find_files, required_files
-from psp_model import FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork
+from model.checkpoint import SETTINGS, build_network, load, rebuild
 
-MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
-SETTINGS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 
 
 @pytest.fixture(params=["fully", "weakly"])
@@ -18,18 +17,14 @@ def setting(request):
 
 def network(setting, **options):
     torch.manual_seed(1)
-    return PSPNetwork(12, 20, (3, 3), 5, threshold=0.15, **{**SETTINGS[setting], **options}).double().eval()
+    config = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), num_classes=5, threshold=0.15)
+    return build_network("PSP", {**config, **SETTINGS[setting], **options}).double().eval()
 
 
 def features(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(2, 6, 12, generator=generator, dtype=torch.float64),
             torch.rand(2, 6, 3, 3, 20, generator=generator, dtype=torch.float64))
-
-
-def with_weights_of(ablated, whole):
-    ablated.load_state_dict({name: value for name, value in whole.state_dict().items() if name in ablated.state_dict()})
-    return ablated
 
 
 def test_mean_attention_sees_no_place(setting):
@@ -41,22 +36,19 @@ def test_mean_attention_sees_no_place(setting):
     assert torch.allclose(ablated(audio, visual).attention, torch.tensor(1 / 9).double())
 
 
-def test_all_pairs_is_a_threshold_that_prunes_nothing(setting):
-    audio, visual = features()
-    whole = network(setting, renormalise=False)
-    output = with_weights_of(network(setting, propagation="all-pairs", renormalise=False), whole)(audio, visual)
-    assert torch.equal(output.psp.gamma_va, output.psp.beta_va)
-    whole.psp.threshold = 0      # similarities are 0 or more, and those of 0 carry nothing
-    torch.testing.assert_close(output.logits, whole(audio, visual).logits)
-
-
-def test_no_propagation_is_a_threshold_that_prunes_all(setting):
-    audio, visual = features()
-    whole = network(setting)
-    ablated = with_weights_of(network(setting, propagation="none"), whole)
-    whole.psp.threshold = 1
-    torch.testing.assert_close(ablated(audio, visual).logits, whole(audio, visual).logits)
-    assert not any(name.startswith(("psp.v1", "psp.v2", "psp.a1", "psp.a2")) for name in ablated.state_dict())
+@pytest.mark.parametrize("propagation", ["all-pairs", "none"])
+def test_propagation_of_all_pairs_and_of_none(setting, propagation, main_in_process, tiny_folder, tmp_path):
+    """All that is similar at all is propagated, or nothing; as the checkpoint of such a run says."""
+    path = tmp_path / f"PSP_{setting}.pt"
+    code, _, error = main_in_process(MAIN[setting], "--train", "--nb_epoch", 1, "--batch_size", 8, "--propagation", propagation,
+                                     "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    assert code == 0, error
+    psp = rebuild(load(path), path).eval()(*(value.float() for value in features())).psp
+    expected = psp.beta_va if propagation == "all-pairs" else torch.zeros_like(psp.beta_va)
+    torch.testing.assert_close(psp.gamma_va, expected, rtol=1e-5, atol=1e-6)
+    code, _, error = main_in_process(MAIN[setting], "--train", "--propagation", propagation, "--threshold", 0.1,
+                                     "--data_dir", tiny_folder)
+    assert code == 2 and "give one of them" in error
 
 
 @pytest.mark.parametrize("modality, used", [("audio", 0), ("visual", 1)])
@@ -99,7 +91,7 @@ def test_without_background_videos_their_files_are_not_needed(data_folder):
         (data_folder / name).unlink()
     files = find_files(data_folder, required_files(["train"], weak_training=True, background_videos=False))
     dataset = AVEDataset(files, "train", weak=True)
-    assert len(dataset) == len(dataset.label_share) == len(dataset.visual) == 24
+    assert len(dataset) == len(dataset.values["label_share"]) == len(dataset.values["visual"]) == 24
 
 
 def test_avel_has_no_ablations(main_in_process, tiny_folder):

@@ -1,23 +1,14 @@
 """AVEDataset gives what the files hold, whatever their dtype and layout, and refuses what cannot be right."""
 import os
-import pickle
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from dataset import AVEDataset, DataError, find_files, read_annotations, required_files
-
-
-def read(path, key="avadataset"):
-    with h5py.File(path) as file:
-        return file[key][:]
-
-
-def rewrite(path, array, key="avadataset", **layout):
-    with h5py.File(path, "w") as file:
-        file.create_dataset(key, data=array, **layout)
+from conftest import change, read, rewrite, with_value
+from data.files import UserError
+from dataset import AVE_FILES, AVEDataset, find_files, read_annotations, required_files
 
 
 def load(folder, split="train", weak=False, features="memory", dtype=torch.float32, **given):
@@ -76,27 +67,25 @@ def test_features_on_disk_are_those_in_memory(tiny_folder, weak):
     for index in (3, [len(held) - 1, 0, 7], torch.tensor([5, 5]), slice(2, 9)):
         for name, value in held[index].items():
             assert torch.equal(value, read_anew[index][name]), name
-    assert read_anew.digest() == held.digest()[:1]
+    assert read_anew.digest == held.digest
     workers = torch.utils.data.DataLoader(read_anew, batch_size=4, num_workers=2)
-    assert torch.equal(torch.cat([batch["visual"] for batch in workers]), held.visual)
-    copy = pickle.loads(pickle.dumps(read_anew))
-    assert torch.equal(copy[2]["visual"], held[2]["visual"])
+    assert torch.equal(torch.cat([batch["visual"] for batch in workers]), held.values["visual"])
 
 
 def test_features_in_bfloat16_are_the_rounded_ones(tiny_folder):
-    assert torch.equal(load(tiny_folder, dtype=torch.bfloat16).visual, load(tiny_folder).visual.to(torch.bfloat16))
+    rounded = load(tiny_folder, dtype=torch.bfloat16).values["visual"]
+    assert torch.equal(rounded, load(tiny_folder).values["visual"].to(torch.bfloat16))
 
 
-def test_the_digest_tells_of_a_single_changed_value_and_of_exchanged_videos(data_folder):
-    before = load(data_folder).digest()
-    whole = read(data_folder / "visual_feature.h5")
-    rows = read(data_folder / "train_order.h5", "order")
-    changed, exchanged = whole.copy(), whole.copy()
-    changed[rows[3], 2, 1, 1, 5] += 1
-    exchanged[rows[[3, 4]]] = whole[rows[[4, 3]]]
-    for features in (changed, exchanged):
-        rewrite(data_folder / "visual_feature.h5", features)
-        assert load(data_folder).digest()[1] != before[1]
+def test_the_digest_tells_other_features_labels_and_orders(data_folder):
+    before = load(data_folder, weak=True).digest
+    assert load(data_folder, weak=True).digest == before
+    for name, key in (("visual_feature.h5", "avadataset"), ("audio_feature.h5", "avadataset"), ("mil_labels.h5", "avadataset"),
+                      ("train_order.h5", "order")):
+        whole = read(data_folder / name, key)
+        rewrite(data_folder / name, whole[::-1], key)
+        assert load(data_folder, weak=True).digest != before, name
+        rewrite(data_folder / name, whole, key)
 
 
 def test_weak_training_set_has_the_background_videos_behind_the_others(tiny_folder):
@@ -133,29 +122,12 @@ def test_both_names_of_the_label_file_and_paths_of_single_files(data_folder, tmp
 
 
 def test_all_missing_files_are_listed_at_once_with_source_and_alternative(tmp_path):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         load(tmp_path, weak=True)
     text = str(error.value)
     for name in required_files(["train"], weak_training=True):
-        assert find_name(name) in text
+        assert AVE_FILES[name].names[0] in text
     assert "AVE-ECCV18" in text and "drive.google.com" in text and "data/synthetic.py" in text
-
-
-def find_name(name):
-    from dataset import AVE_FILES
-    return AVE_FILES[name].names[0]
-
-
-def change(name, function, key="avadataset"):
-    """A change of one file's array."""
-    def apply(folder):
-        rewrite(folder / name, function(read(folder / name, key)), key)
-    return apply
-
-
-def with_value(array, position, value):
-    array[position] = value
-    return array
 
 
 BROKEN = {
@@ -176,7 +148,7 @@ BROKEN = {
     "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"), "never written"),
     "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")), "NaN or inf"),
     "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
-    "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "holds no background video"),
+    "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "has no background video"),
     "two labels": ("right_labels.h5", change("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
     "no label": ("right_labels.h5", change("right_labels.h5", lambda a: a * 0), "not one-hot"),
     "two categories": ("mil_labels.h5", change("mil_labels.h5", lambda a: a + a[:, ::-1]), "not one-hot"),
@@ -208,9 +180,21 @@ def truncate(path):
 def test_broken_data_is_refused_by_file_and_reason(data_folder, case):
     name, apply, reason = BROKEN[case]
     apply(data_folder)
-    with pytest.raises(DataError, match=reason) as error:
+    with pytest.raises(UserError, match=reason) as error:
         load(data_folder, weak=True)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("row, fits", [
+    ([0.3, 0, 0, 0, 0.7], True), ([0.3, 0, 0, 0, 0.7005], True), ([0.3, 0, 0, 0, 0.702], False),
+    ([0.3, 0, 0, 0, 0.698], False), ([0, 0, 0, 0, 0], False)])
+def test_shares_of_labels_sum_to_one_within_a_thousandth(data_folder, row, fits):
+    change("prob_label.h5", lambda share: with_value(share, 3, row))(data_folder)
+    if fits:
+        load(data_folder, weak=True)
+    else:
+        with pytest.raises(UserError, match="prob_label.h5: row 3 is no share"):
+            load(data_folder, weak=True)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -220,16 +204,16 @@ def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, n
     features = read(data_folder / name)
     features[row, 2, ..., 1] = value
     rewrite(data_folder / name, features)
-    with pytest.raises(DataError, match=f"{name}.*video row {row},"):
+    with pytest.raises(UserError, match=f"{name}.*video row {row},"):
         load(data_folder)
-    with pytest.raises(DataError, match=f"{name}.*video row {row},"):
+    with pytest.raises(UserError, match=f"{name}.*video row {row},"):
         load(data_folder, features="disk")[[2, 7]]
 
 
 def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
     dataset = load(data_folder, features="disk")
     os.truncate(data_folder / "visual_feature.h5", (data_folder / "visual_feature.h5").stat().st_size // 2)
-    with pytest.raises(DataError, match="visual_feature.h5: ends before"):
+    with pytest.raises(UserError, match="visual_feature.h5: was cut short"):
         dataset[list(range(len(dataset)))]
 
 
@@ -237,13 +221,13 @@ def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
 def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
     path = tmp_path / "Annotations.txt"
     path.write_text(f"Bark&id0&good&0&10\n{line}\nBark&id2&good&0&10\n")
-    with pytest.raises(DataError, match="line 2 "):
+    with pytest.raises(UserError, match="line 2 "):
         read_annotations(path)
 
 
 @pytest.mark.parametrize("name", ["visual_feature.h5", "right_labels.h5", "train_order.h5"])
 def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name):
-    """Damage anywhere in a file: a DataError that names a file, or numbers that pass every check."""
+    """Damage anywhere in a file: a UserError that names a file, or numbers that pass every check."""
     whole = (data_folder / name).read_bytes()
     generator = np.random.default_rng(0)
     for number in range(60):
@@ -255,7 +239,7 @@ def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name)
         (data_folder / name).write_bytes(data)
         try:
             dataset = load(data_folder, weak=True)
-        except DataError as error:
+        except UserError as error:
             assert str(data_folder) in str(error)
         else:
             assert all(torch.isfinite(value.double()).all() for value in dataset[list(range(len(dataset)))].values())

@@ -7,9 +7,9 @@ import sys
 import h5py
 import pytest
 
-import utils
 from conftest import TINY
 from model.released import read_file
+from model.run import Run
 
 
 def run_with_file_limit(script, limit, name, *options):
@@ -92,12 +92,12 @@ def test_a_read_only_output_folder(script, tiny_folder, tmp_path):
 def test_data_that_is_replaced_between_epochs_changes_nothing(main_in_process, data_folder, tmp_path, monkeypatch):
     whole, replaced = tmp_path / "whole", tmp_path / "replaced"
     assert main_in_process("fully_supervised_main.py", *train_options(data_folder, whole))[0] == 0
-    end_epoch = utils.Run.end_epoch
+    end_epoch = Run.end_epoch
 
-    def replace_and_end(run, record):
+    def replace_and_end(run):
         (data_folder / "visual_feature.h5").write_bytes(b"something else")
-        end_epoch(run, record)
-    monkeypatch.setattr(utils.Run, "end_epoch", replace_and_end)
+        end_epoch(run)
+    monkeypatch.setattr(Run, "end_epoch", replace_and_end)
     assert main_in_process("fully_supervised_main.py", *train_options(data_folder, replaced))[0] == 0
     assert (data_folder / "visual_feature.h5").read_bytes() == b"something else"
     assert (replaced / "PSP_fully.jsonl").read_bytes() == (whole / "PSP_fully.jsonl").read_bytes()

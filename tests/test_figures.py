@@ -2,7 +2,6 @@
 import importlib
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import h5py
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from conftest import ROOT  # noqa: E402
+from conftest import ROOT, in_process  # noqa: E402
 
 from dataset import AVEDataset, find_files, required_files  # noqa: E402
-from utils import Predictions  # noqa: E402
+from model.metrics import Predictions  # noqa: E402
 
 RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
 
@@ -22,17 +21,7 @@ RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
 def figure_script(monkeypatch, capsys):
     """Runs a script of figures/ in this process: (exit code, stdout, stderr)."""
     monkeypatch.syspath_prepend(str(ROOT / "figures"))
-    from utils import run_script
-
-    def run(name, *options):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
-        code = 0
-        try:
-            run_script(importlib.import_module(name).main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_script, main_in_process, monkeypatch, tiny_folder, tmp_path):
@@ -64,7 +53,7 @@ def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_sc
     assert on_test["values"] == pytest.approx(of_seeds("PSP, fully", "best_test"))
     assert on_test["interval"][0] <= on_test["mean"] <= on_test["interval"][1]
     runs = json.loads((tmp_path / "rows" / "fully" / "PSP_runs.json").read_text())["runs"]
-    assert [100 * np.mean(one["best_test_right"]) / 6 for one in runs] == pytest.approx(on_test["values"])      # 6 segments
+    assert [100 * np.mean(one["best_test_correct"]) / 6 for one in runs] == pytest.approx(on_test["values"])      # 6 segments
 
     # Recomputed from the predictions of the kept checkpoints.
     with h5py.File(tiny_folder / "right_labels.h5") as file:
@@ -93,7 +82,7 @@ def test_a_table_holds_what_its_commands_gave_and_goes_on_after_a_kill(figure_sc
     command = tmp_path / "rows" / "fully_threshold_0p5" / "command.txt"
     command.write_text("of other options")
     runs_path = tmp_path / "rows" / "fully" / "PSP_runs.json"
-    runs_path.write_text(json.dumps({**json.loads(runs_path.read_text()), "test_digest": ["of other data"]}))
+    runs_path.write_text(json.dumps({**json.loads(runs_path.read_text()), "test_digest": "of other data"}))
     code, _, error = figure_script("paper_tables", *options)
     assert code == 2 and "2 of the rows failed" in error
     assert (tmp_path / "rows" / "fully_threshold_0p5.1" / "seed123").is_dir() and "threshold 0.5" in command.read_text()

@@ -11,17 +11,12 @@ import pytest
 import torch
 
 import psp_model
+from conftest import close
 from golden import recipe
+from model.released import our_name
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "released.json").read_text())
 BACKGROUND = 28
-
-
-def close(actual, expected):
-    actual = actual.detach().numpy() if torch.is_tensor(actual) else np.asarray(actual)
-    expected = np.asarray(expected)
-    assert actual.shape == expected.shape
-    assert np.linalg.norm(actual - expected) <= 1e-8 * max(np.linalg.norm(expected), 1e-12)
 
 
 class GoldenRun:
@@ -32,7 +27,7 @@ class GoldenRun:
         options = psp_model.FULLY_SUPERVISED if setting == "fully" else psp_model.WEAKLY_SUPERVISED
         self.network = psp_model.PSPNetwork(128, 512, (7, 7), 29, threshold=self.golden["threshold"], **options)
         self.network.double().eval()
-        self.names = {released: psp_model.our_name(released, setting) for released in self.golden["grad_norms"]}
+        self.names = {released: our_name(released, setting) for released in self.golden["grad_norms"]}
         shapes = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         self.network.load_state_dict({
             ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, shapes[ours]))

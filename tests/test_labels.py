@@ -1,11 +1,7 @@
 """Labels built from annotations: hand-worked, and equal to the published files."""
-import h5py
 import numpy as np
 
-
-def read(path, key="avadataset"):
-    with h5py.File(path) as file:
-        return file[key][:]
+from conftest import read
 
 
 def test_label_files_worked_by_hand(script, tmp_path):

@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import utils
+from conftest import MAIN, ROOT
+from data import memory
+from data.batches import read_ahead
 from dataset import AVEDataset, find_files, required_files
 from psp_model import FULLY_SUPERVISED, AudioGuidedVisualAttention, PSPNetwork
 
-MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
 RUN = ("--train", "--nb_epoch", 4, "--check_epoch", 2, "--batch_size", 8)
 
 
@@ -39,8 +40,8 @@ def test_a_run_may_go_on_with_its_features_elsewhere(main_in_process, tiny_folde
 
 def test_auto_takes_memory_where_there_is_room_and_else_the_disk(monkeypatch):
     for available, expected in ((100e9, "memory"), (5e9, "disk")):
-        monkeypatch.setattr(utils, "available_memory", lambda: available)
-        assert utils.choose_place(4e9, torch.device("cpu")) == (expected, torch.device("cpu"))
+        monkeypatch.setattr(memory, "available_memory", lambda: available)
+        assert memory.choose_place(4e9, torch.device("cpu")) == (expected, torch.device("cpu"))
 
 
 def test_batches_read_ahead_are_those_asked_for(tiny_folder):
@@ -49,11 +50,11 @@ def test_batches_read_ahead_are_those_asked_for(tiny_folder):
     asked_for = [torch.tensor(positions) for positions in ([3, 1, 2], [0, 23, 9], [4, 4, 4], [7])]
     for dataset in (held, read_anew):
         got = 0
-        for positions, batch in zip(asked_for, utils.batches_on(torch.device("cpu"), dataset, asked_for)):
+        for positions, batch in zip(asked_for, read_ahead(dataset, asked_for, torch.device("cpu"))):
             assert all(torch.equal(value, held[positions][name]) for name, value in batch.items())
             got += 1
         assert got == 4
-        assert list(utils.batches_on(torch.device("cpu"), dataset, [])) == []
+        assert list(read_ahead(dataset, [], torch.device("cpu"))) == []
 
 
 def test_an_error_while_reading_ahead_ends_in_one_line(main_in_process, data_folder, tmp_path):
@@ -61,14 +62,14 @@ def test_an_error_while_reading_ahead_ends_in_one_line(main_in_process, data_fol
     with h5py.File(data_folder / "visual_feature.h5", "a") as file:
         file["avadataset"][13, 2, 1, 1, 5] = np.nan
     code, _, error = main_in_process(MAIN["fully"], *RUN, "--data_dir", data_folder, "--output_dir", tmp_path, "--features", "disk")
-    assert code == 2 and "visual_feature.h5: holds NaN" in error.splitlines()[-1] and "video row 13" in error
+    assert code == 2 and "visual_feature.h5: contains NaN" in error.splitlines()[-1] and "video row 13" in error
 
 
 def test_attention_on_a_few_videos_at_once_is_that_on_all(monkeypatch):
     torch.manual_seed(0)
-    attention = AudioGuidedVisualAttention(6, 10, regions=9)
+    attention = AudioGuidedVisualAttention(6, 10, num_regions=9)
     audio, visual = torch.randn(7, 4, 6), torch.randn(7, 4, 9, 10)
-    whole = attention.attend(audio, visual)
+    whole = attention(audio, visual)
     monkeypatch.setattr("psp_model.CACHED_VALUES", 3 * 4 * 9 * 512)      # three videos
     for part, expected in zip(attention(audio, visual), whole):
         torch.testing.assert_close(part, expected)
@@ -119,11 +120,11 @@ def test_two_processes_give_the_losses_of_one(main_in_process, tiny_folder, tmp_
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_folder, tmp_path):
     done = launch("fully", 2, *RUN, "--batch_size", 7, "--data_dir", tiny_folder, "--output_dir", tmp_path)
-    assert done.returncode != 0 and "--batch_size 7 does not divide among 2 processes" in done.stderr
+    assert done.returncode != 0 and "--batch_size 7 is not divisible by the number of processes, 2" in done.stderr
 
 
 def test_network_output_in_float32_whatever_the_precision():
     network = PSPNetwork(4, 6, (2, 2), 3, threshold=0.1, **FULLY_SUPERVISED).eval()
     batch = {"audio": torch.rand(2, 3, 4), "visual": torch.rand(2, 3, 2, 2, 6).bfloat16()}
-    output = utils.run_network(network, batch, "bf16")
+    output = utils.forward(network, batch, "bf16")
     assert output.logits.dtype == output.similarity.dtype == torch.float32

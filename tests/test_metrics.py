@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import Predictions, bootstrap_interval, events_of, matched_events
+from model.metrics import Predictions, bootstrap_interval, events_of, matched_events
 
 B = 9      # background
 
@@ -83,7 +83,7 @@ def test_runs_are_those_of_single_seeds_and_go_on_where_they_were_stopped(main_i
         log = (tmp_path / "one" / "PSP_fully.jsonl").read_text().splitlines()
         best = json.loads(log[-1])["result"]["best_validation"]
         assert (run["best_epoch"], run["val"], run["test"]) == (best["epoch"], best["val_accuracy"], best["test_accuracy"])
-        assert sum(run["test_right"]) / (7 * 6) == pytest.approx(run["test"])
+        assert sum(run["test_correct"]) / (7 * 6) == pytest.approx(run["test"])
     test = [run["test"] for run in saved["runs"]]
     assert saved["summary"]["mean"] == pytest.approx(np.mean(test))
     assert saved["summary"]["std"] == pytest.approx(np.std(test, ddof=1))

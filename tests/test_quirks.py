@@ -1,47 +1,59 @@
 """The released code's protocol, batch for batch: golden/released_batches.json holds what its own classes gave."""
 import json
-from argparse import Namespace
-from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from utils import batches_of_epochs
+from conftest import TESTS
+from data.batches import TrainingBatches
+from model.run import Run
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "released_batches.json").read_text())
+GOLDEN = json.loads((TESTS / "golden" / "released_batches.json").read_text())
 TRAIN = GOLDEN["order"]
 
 
-def epochs_of(videos, quirks, labels=None):
-    args = Namespace(batch_size=GOLDEN["batch_size"], seed=123, batches="shuffled", released_quirks=quirks)
+class PositionsOnly:
+    """A dataset whose items are their positions."""
+    device, in_memory, sizes = torch.device("cpu"), True, SimpleNamespace(background=28)
 
-    class TrainSet(SimpleNamespace):
-        def __len__(self):
-            return videos
-    train_set = TrainSet(labels=labels, sizes=SimpleNamespace(background=28))
-    return islice(batches_of_epochs(args, train_set), len(GOLDEN["fully"]))
+    def __init__(self, videos, labels=None):
+        self.videos, self.values = videos, {"labels": labels}
+
+    def __len__(self):
+        return self.videos
+
+    def buffers(self, batch_size):
+        return None
+
+    def batch(self, positions, buffers):
+        return {"positions": positions}
+
+
+def epochs_of(dataset, order, stale=False):
+    batches = TrainingBatches(dataset, GOLDEN["batch_size"], order, 123, torch.device("cpu"), stale)
+    return [list(batches.epoch(epoch)) for epoch in range(len(GOLDEN["fully"]))]
 
 
 def test_stale_targets_are_those_of_the_released_code():
-    labels = torch.tensor(GOLDEN["labels"])[TRAIN]
-    for epoch, (batches, targets) in zip(GOLDEN["fully"], epochs_of(len(TRAIN), ["stale_avps"], labels)):
-        assert [[TRAIN[position] for position in batch] for batch in batches.tolist()] == [batch["videos"] for batch in epoch]
-        assert torch.equal(targets, torch.tensor([batch["avps_target"] for batch in epoch]))
+    dataset = PositionsOnly(len(TRAIN), torch.tensor(GOLDEN["labels"])[TRAIN])
+    for expected, batches in zip(GOLDEN["fully"], epochs_of(dataset, "released", stale=True), strict=True):
+        for golden, batch in zip(expected, batches, strict=True):
+            assert [TRAIN[position] for position in batch["positions"]] == golden["videos"]
+            assert torch.equal(batch["avps_target"], torch.tensor(golden["avps_target"]))
 
 
 def test_fixed_batches_are_those_of_the_released_code():
     videos = TRAIN + [1000 + k for k in range(GOLDEN["background_videos"])]
-    for epoch, (batches, targets) in zip(GOLDEN["weakly"], epochs_of(len(videos), ["fixed_batches"])):
-        assert [[videos[position] for position in batch] for batch in batches.tolist()] == epoch
-        assert targets is None
+    for expected, batches in zip(GOLDEN["weakly"], epochs_of(PositionsOnly(len(videos)), "fixed"), strict=True):
+        assert [[videos[position] for position in batch["positions"]] for batch in batches] == expected
 
 
-@pytest.mark.parametrize("script_name, quirk", [("fully_supervised_main.py", "stale_avps"), ("fully_supervised_main.py", "fixed_batches,stale_avps"),
-                                                ("weakly_supervised_main.py", "fixed_batches")])
-def test_a_run_with_quirks_trains_otherwise_and_goes_on_as_it_began(main_in_process, tiny_folder, tmp_path, monkeypatch, script_name, quirk):
-    import utils
+@pytest.mark.parametrize("script_name, quirk", [
+    ("fully_supervised_main.py", "stale_avps"), ("fully_supervised_main.py", "fixed_batches,stale_avps"),
+    ("weakly_supervised_main.py", "fixed_batches")])
+def test_a_run_with_quirks_trains_differently_and_goes_on_as_it_began(
+        main_in_process, tiny_folder, tmp_path, monkeypatch, script_name, quirk):
     options = ("--train", "--nb_epoch", 4, "--save_epoch", 1, "--batch_size", 8, "--data_dir", tiny_folder)
     logs = {}
     for name, more in (("plain", ()), ("quirk", ("--released_quirks", quirk))):
@@ -49,13 +61,13 @@ def test_a_run_with_quirks_trains_otherwise_and_goes_on_as_it_began(main_in_proc
         logs[name] = next((tmp_path / name).glob("*.jsonl")).read_text().splitlines()[1:]
     assert logs["plain"] != logs["quirk"]
 
-    end_epoch = utils.Run.end_epoch
+    end_epoch = Run.end_epoch
 
-    def killed(run, record):
-        end_epoch(run, record)
+    def killed(run):
+        end_epoch(run)
         if run.epoch == 2:
             raise SystemExit(1)
-    monkeypatch.setattr(utils.Run, "end_epoch", killed)
+    monkeypatch.setattr(Run, "end_epoch", killed)
     stopped = (*options, "--released_quirks", quirk, "--output_dir", tmp_path / "stopped")
     assert main_in_process(script_name, *stopped)[0] == 1
     monkeypatch.undo()
@@ -64,5 +76,16 @@ def test_a_run_with_quirks_trains_otherwise_and_goes_on_as_it_began(main_in_proc
 
 
 def test_an_unknown_quirk_is_refused(main_in_process, tiny_folder):
-    code, _, error = main_in_process("weakly_supervised_main.py", "--train", "--released_quirks", "stale_avps", "--data_dir", tiny_folder)
+    code, _, error = main_in_process("weakly_supervised_main.py", "--train", "--released_quirks", "stale_avps",
+                                     "--data_dir", tiny_folder)
     assert code == 2 and "'stale_avps' is no quirk of weakly supervised training" in error
+
+
+def test_stale_targets_alone_leave_the_batches_as_they_are(tiny_folder):
+    """--released_quirks stale_avps --batches shuffled differs from a plain run in nothing but the targets."""
+    from dataset import AVEDataset, find_files, required_files
+    dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
+    plain, stale = (TrainingBatches(dataset, 8, "shuffled", 5, torch.device("cpu"), stale) for stale in (False, True))
+    for epoch in range(2):
+        for one, two in zip(plain.epoch(epoch), stale.epoch(epoch), strict=True):
+            assert torch.equal(one["video"], two["video"]) and "avps_target" in two and "avps_target" not in one

@@ -3,13 +3,8 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import TINY
+from conftest import TINY, read
 from data.synthetic import VISUAL_SCALE, World, own_annotations
-
-
-def read(path, key="avadataset"):
-    with h5py.File(path) as file:
-        return file[key][:]
 
 
 def test_all_files_in_the_published_format(script, tmp_path):

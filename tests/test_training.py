@@ -1,9 +1,13 @@
 """Both commands as a user runs them: training, checkpoints, evaluation, determinism, stopping and going on."""
+import importlib
 import json
+import multiprocessing
+import os
 import re
 import signal
-import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,11 +15,15 @@ import pytest
 import torch
 
 import utils
+from conftest import MAIN, read, rewrite
+from data.batches import shuffled_batches
+from data.files import UserError, lock, write_atomically
 from dataset import AVEDataset, find_files, required_files
+from model.checkpoint import load, network_sizes, rebuild, save
 from model.released import read_file
-from psp_model import FULLY_SUPERVISED, PSPNetwork, fully_supervised_loss
+from model.run import Run
+from psp_model import FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, fully_supervised_loss
 
-MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
 RUN = ("--train", "--nb_epoch", 8, "--check_epoch", 2, "--save_epoch", 3, "--batch_size", 8)
 
 
@@ -122,25 +130,87 @@ def test_same_seed_same_bits_and_another_seed_others(trained, tiny_folder, main_
     assert log_of(tmp_path / "other", setting)[1]["loss"] != log_of(folder, setting)[1]["loss"]
 
 
+def run_with_slow_checks(name, options, error_path):
+    """Runs a main script, in a process that was forked for it; its checks take a while, so that a signal finds them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [name, *map(str, options)]
+    predict = utils.predict
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return predict(*arguments)
+    utils.predict = slow
+    with open(error_path, "w", buffering=1) as sys.stderr, open(os.devnull, "w") as sys.stdout, utils.one_line_errors():
+        importlib.import_module(name.removesuffix(".py")).main()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trained, tiny_folder, script, tmp_path, how):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trained, tiny_folder, main_in_process, tmp_path, how):
+    """Stopped twice, in the checks of epochs 2 and 7; the state is saved after three and six epochs."""
     setting, folder, _ = trained
-    if (setting == "weakly") != (how == signal.SIGTERM):
-        pytest.skip("both settings share the loop: each way to be stopped is tried in one of them")
-    options = (*RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / "out", "--resume")
-    for lines in (2, 5):        # stop once the log has that many lines, and again later
-        process = subprocess.Popen(script.command(MAIN[setting], *options), env=script.environment(),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        log = tmp_path / "out" / f"PSP_{setting}.jsonl"
-        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
+    output = tmp_path / "out"
+    options = (*RUN, "--data_dir", tiny_folder, "--output_dir", output, "--resume")
+    log = output / f"PSP_{setting}.jsonl"
+    for lines, saved in ((3, 0), (8, 6)):      # stop once the log has that many lines; to be resumed from there
+        process = multiprocessing.get_context("fork").Process(
+            target=run_with_slow_checks, args=(MAIN[setting], options, tmp_path / "error.txt"))
+        process.start()
+        while process.is_alive() and (not log.exists() or log.read_text().count("\n") < lines):
             time.sleep(0.002)
-        process.send_signal(how)
-        error = process.communicate(timeout=60)[1]
-        if how != signal.SIGKILL and process.returncode != 0:
-            assert process.returncode == 128 + how
-            assert "--resume" in error and "Traceback" not in error
-    script(MAIN[setting], *options)
-    same_run(folder, tmp_path / "out", setting)
+        os.kill(process.pid, how)
+        process.join(60)
+        error = (tmp_path / "error.txt").read_text()
+        assert process.exitcode == (-how if how == signal.SIGKILL else 128 + how), error
+        assert log.read_text().count("\n") < 10      # of the run, eight epochs and the result
+        if how != signal.SIGKILL:
+            last_words = [line for line in error.splitlines() if "--resume" in line]
+            assert len(last_words) == 1 and f"to go on from epoch {saved}" in last_words[0]
+            assert "Traceback" not in error
+    code, out, error = main_in_process(MAIN[setting], *options)
+    assert code == 0 and "from epoch 6" in out, error
+    same_run(folder, output, setting)
+
+
+def test_the_state_is_saved_when_a_minute_has_passed(main_in_process, tiny_folder, tmp_path, monkeypatch):
+    minutes = iter(range(0, 10**6, 61))
+    monkeypatch.setattr("model.run.time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    options = ("--train", "--nb_epoch", 3, "--save_epoch", 100, "--batch_size", 8, "--data_dir", tiny_folder)
+    saved = []
+    save_state = Run._save_state
+
+    def note_and_save(run):
+        saved.append(run.epoch)
+        save_state(run)
+    monkeypatch.setattr(Run, "_save_state", note_and_save)
+    assert main_in_process(MAIN["fully"], *options, "--output_dir", tmp_path)[0] == 0
+    assert saved == [0, 1, 2, 3]
+
+
+def test_of_two_equal_checks_the_earlier_one_is_kept(main_in_process, tiny_folder, tmp_path):
+    """With a learning rate of 0 every check has the same accuracy."""
+    options = ("--train", "--nb_epoch", 4, "--check_epoch", 1, "--batch_size", 8, "--lr", 0, "--data_dir", tiny_folder)
+    assert main_in_process(MAIN["fully"], *options, "--output_dir", tmp_path)[0] == 0
+    result = log_of(tmp_path, "fully")[-1]["result"]
+    assert result["checks"] == 3
+    assert result["best_validation"]["epoch"] == result["best_test"]["epoch"] == 1
+    assert torch.load(tmp_path / "PSP_fully.pt", weights_only=True)["epoch"] == 1
+
+
+def test_weak_training_uses_the_label_shares_as_they_are(main_in_process, data_folder, tmp_path):
+    """The first loss, computed here from the files, of shares that any rounding would change."""
+    share = np.random.default_rng(0).dirichlet(np.ones(5), 40)
+    rewrite(data_folder / "prob_label.h5", share)
+    options = ("--train", "--nb_epoch", 1, "--batch_size", 24, "--lr", 0, "--background_videos", "off")
+    assert main_in_process(MAIN["weakly"], *options, "--data_dir", data_folder, "--output_dir", tmp_path)[0] == 0
+    rows = read(data_folder / "train_order.h5", "order")[shuffled_batches(24, 24, 123, 0)[0].numpy()]
+    audio, visual = (torch.from_numpy(read(data_folder / f"{name}_feature.h5")[rows]).float()
+                     for name in ("audio", "visual"))
+    torch.manual_seed(123)
+    network = PSPNetwork(12, 20, (3, 3), 5, threshold=0.095, **WEAKLY_SUPERVISED)
+    logits = network(audio, visual).logits      # with the first dropout that is drawn
+    probability = logits.mean(dim=1).softmax(dim=-1).detach().double().numpy()
+    expected = -(share[rows] * np.log(probability) + (1 - share[rows]) * np.log(1 - probability)).mean()
+    assert log_of(tmp_path, "weakly")[1]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_folder, main_in_process):
@@ -158,8 +228,8 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_
     (lambda folder: change_state(folder, epoch=-5), "position is impossible"),
     (lambda folder: change_state(folder, optimizer={}), "cannot be resumed from"),
     (lambda folder: change_state(folder, random="x"), "cannot be resumed from"),
-    (lambda folder: change_state(folder, about=[]), "cannot be resumed from"),
-], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "about"])
+    (lambda folder: change_state(folder, config=[]), "cannot be resumed from"),
+], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "config"])
 def test_a_damaged_run_is_not_resumed(main_in_process, tiny_folder, tmp_path, damage, expected):
     options = ("--train", "--nb_epoch", 2, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert main_in_process(MAIN["fully"], *options)[0] == 0
@@ -169,7 +239,7 @@ def test_a_damaged_run_is_not_resumed(main_in_process, tiny_folder, tmp_path, da
 
 
 def change_state(folder, **changes):
-    utils.save_tensors(folder / "PSP_fully_state.pt", {**read_file(folder / "PSP_fully_state.pt"), **changes})
+    save(folder / "PSP_fully_state.pt", {**read_file(folder / "PSP_fully_state.pt"), **changes})
 
 
 def test_files_of_an_earlier_run_are_kept_aside(main_in_process, tiny_folder, tmp_path):
@@ -186,48 +256,43 @@ def test_files_of_an_earlier_run_are_kept_aside(main_in_process, tiny_folder, tm
 def test_a_second_run_into_the_same_folder_is_refused(main_in_process, tiny_folder, tmp_path):
     log = tmp_path / "PSP_fully.jsonl"
     log.write_text("of a run under way\n")
-    with utils.lock(log.open("ab"), log):
+    with lock(log.open("ab"), log):
         code, _, error = main_in_process(MAIN["fully"], "--train", "--nb_epoch", 1, "--batch_size", 8,
                                          "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert code == 2 and "another run" in error
     assert log.read_text() == "of a run under way\n"
 
 
-def test_a_failed_write_leaves_the_former_file(tmp_path):
+def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    utils.save_tensors(path, {"weights": torch.ones(3)})
+    save(path, {"weights": torch.ones(3)})
 
-    def disk_full(partial):
-        partial.write_bytes(b"half")
+    def disk_full(descriptor):
         raise OSError(28, "No space left on device")
-    with pytest.raises(OSError):
-        utils.write_atomically(path, disk_full)
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"half")
     assert torch.equal(read_file(path)["weights"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_each_epoch_draws_every_video_once_in_another_order_and_drops_the_short_batch():
-    epochs = [utils.shuffled_batches(23, 5, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    epochs = [shuffled_batches(23, 5, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     for batches in epochs:
         assert batches.shape == (4, 5)
         assert len(set(batches.flatten().tolist())) == 20 and set(batches.flatten().tolist()) <= set(range(23))
     assert len({tuple(batches.flatten().tolist()) for batches in epochs}) == 3
-    assert torch.equal(utils.shuffled_batches(23, 5, 1, 1), epochs[1])
-    left_out = [set(range(23)) - set(utils.shuffled_batches(23, 5, 1, epoch).flatten().tolist()) for epoch in range(60)]
+    assert torch.equal(shuffled_batches(23, 5, 1, 1), epochs[1])
+    left_out = [set(range(23)) - set(shuffled_batches(23, 5, 1, epoch).flatten().tolist()) for epoch in range(60)]
     assert set.union(*left_out) == set(range(23))       # nobody is left out for good, nor always in
 
 
 @pytest.mark.parametrize("setting, milestones", [("fully", (60, 120)), ("weakly", (80, 160))])
-def test_the_learning_rate_falls_after_the_epochs_of_the_paper(main_in_process, tiny_folder, monkeypatch, setting, milestones):
-    rates = []
-
-    def only_the_schedule(args, setting, network, network_options, loss_function, optimizer, schedule, data):
-        for _ in range(162):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-    monkeypatch.setattr(utils, "train", only_the_schedule)
-    assert main_in_process(MAIN[setting], "--train", "--data_dir", tiny_folder)[0] == 0
+def test_the_learning_rate_falls_after_the_epochs_of_the_paper(main_in_process, tiny_folder, tmp_path, monkeypatch, setting, milestones):
+    monkeypatch.setattr("data.batches.TrainingBatches.epoch", lambda batches, epoch: [])      # epochs without a step
+    options = ("--train", "--nb_epoch", 162, "--check_epoch", 1000, "--save_epoch", 1000, "--batch_size", 8)
+    assert main_in_process(MAIN[setting], *options, "--data_dir", tiny_folder, "--output_dir", tmp_path)[0] == 0
+    rates = [epoch["lr"] for epoch in log_of(tmp_path, setting)[1:-1]]
     expected = [1e-3 * 0.8 ** sum(epoch >= milestone for milestone in milestones) for epoch in range(162)]
     assert rates == pytest.approx(expected, rel=1e-12)
 
@@ -237,7 +302,7 @@ def test_the_network_learns_eight_videos_by_heart(tiny_folder):
     dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
     batch = dataset[list(range(0, 24, 3))]
     sizes = dataset.sizes
-    network = PSPNetwork(**utils.network_sizes(sizes), threshold=0.099, **FULLY_SUPERVISED)
+    network = PSPNetwork(**network_sizes(sizes), threshold=0.099, **FULLY_SUPERVISED)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(80):
         loss = fully_supervised_loss(network(batch["audio"], batch["visual"]), batch["labels"], 100)
@@ -250,26 +315,27 @@ def test_the_network_learns_eight_videos_by_heart(tiny_folder):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12), ("labels", -1),
-    ("map_size", [3]), ("weighting", None), ("audio_dim", torch.ones(3)), ("map_size", [[[]] * 9] * 9)], ids=range(9))
+    ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12), ("num_classes", -1),
+    ("map_size", [3]), ("audio_dim", torch.ones(3)), ("map_size", [[[]] * 9] * 9), ("weighting", torch.ones(3)),
+    ("attention", "none"), ("modality", [1]), ("propagation", "none"), ("dropout", "x")], ids=range(13))
 def test_impossible_options_in_a_checkpoint_are_refused(tmp_path, name, value):
-    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
-    utils.save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": {**options, name: value},
+    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
+    save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": {**options, name: value},
                                              "weights": PSPNetwork(**options).state_dict()})
-    with pytest.raises(utils.UserError, match=r"impossible|broken"):
-        utils.load_checkpoint(tmp_path / "PSP.pt")
+    with pytest.raises(UserError, match=r"impossible|broken|two numbers|does not hold"):
+        rebuild(load(tmp_path / "PSP.pt"), tmp_path / "PSP.pt")
 
 
 def test_weights_that_overflow_give_no_figures(main_in_process, tiny_folder, tmp_path):
-    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
+    options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
     weights = {name: weight * 3e37 if "classifier" in name else weight for name, weight in PSPNetwork(**options).state_dict().items()}
-    utils.save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": options, "weights": weights})
+    save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": options, "weights": weights})
     code, out, error = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder)
     assert code == 2 and "NaN or infinite" in error and "accuracy" not in out
 
 
-@pytest.mark.parametrize("name, expected", [("nowhere/p.json", "no folder"), ("notes.txt", "is there already"),
-                                            ("PSP.pt", "is there already")])
+@pytest.mark.parametrize("name, expected", [("nowhere/p.json", "no folder"), ("notes.txt", "exists already"),
+                                            ("PSP.pt", "exists already")])
 def test_predictions_replace_nothing_but_predictions(main_in_process, tiny_folder, tmp_path, monkeypatch, name, expected):
     monkeypatch.chdir(tmp_path)
     for file in ("PSP.pt", "notes.txt"):
@@ -310,8 +376,8 @@ def test_bad_options_end_in_one_clear_line(main_in_process, tiny_folder, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("Bark&id&good&0&6\n")
     for name, visual_dim in (("CHECKPOINT", 20), ("WIDE", 21)):
-        options = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), labels=5, threshold=0.1, **FULLY_SUPERVISED)
-        utils.save_tensors(tmp_path / name, {"setting": "fully", "model_name": "PSP", "network": options,
+        options = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
+        save(tmp_path / name, {"setting": "fully", "model_name": "PSP", "network": options,
                                              "weights": PSPNetwork(**options).state_dict()})
     options, expected = BAD_OPTIONS[case]
     data = [] if "--data_dir" in options else ["--data_dir", tiny_folder]

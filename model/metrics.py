@@ -1,0 +1,122 @@
+"""How good the labels of a split's segments are: accuracy, F1, and the interval of a mean."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Predictions:
+    """Labels of a split's segments, true and predicted."""
+    video: np.ndarray         # [videos] row in the files
+    labels: np.ndarray        # [videos, T] true
+    predicted: np.ndarray     # [videos, T] arg-max of the network's logits
+    probability: np.ndarray   # [videos, T] softmax of the logits at the predicted label
+
+    @property
+    def accuracy(self):
+        """Segment-level accuracy in 0..1: the share of all segments of all videos whose label is right."""
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def correct_segments(self):
+        """[videos]: how many segments of each video have the right label."""
+        return (self.predicted == self.labels).sum(axis=1).tolist()
+
+    def metrics(self, background):
+        """What else tells how good the labels are, each in 0..1; None where there is nothing to count.
+
+        event_or_background: share of segments that are rightly called event or background.
+        video_category: share of videos with an event whose category is the most frequent predicted one.
+        segment_f1: F1 over all segments; a correct event label is a hit.
+        event_f1: F1 over all events, the runs of segments of one category; see `matched_events` for a hit.
+        segment_f1_per_video, event_f1_per_video: mean over videos of `video_f1`, as in Tian, Li and Xu (ECCV 2020).
+        """
+        event, predicted_event = self.labels != background, self.predicted != background
+        hits = int((event & (self.predicted == self.labels)).sum())
+        videos = list(zip(self.labels, self.predicted))
+        true_events = [events_of(labels, background) for labels in self.labels]
+        predicted_events = [events_of(labels, background) for labels in self.predicted]
+        event_hits = sum(matched_events(true, found) for true, found in zip(true_events, predicted_events))
+        categories = [(most_frequent(true[true != background]), most_frequent(labels[labels != background]))
+                      for true, labels in videos if (true != background).any()]
+        return {
+            "event_or_background": float((event == predicted_event).mean()),
+            "video_category": mean([true == found for true, found in categories]),
+            "segment_f1": f1(hits, int(event.sum()), int(predicted_event.sum())),
+            "event_f1": f1(event_hits, sum(map(len, true_events)), sum(map(len, predicted_events))),
+            "segment_f1_per_video": mean([video_f1(*(segment_events(labels, background) for labels in video))
+                                          for video in videos]),
+            "event_f1_per_video": mean([video_f1(*events) for events in zip(true_events, predicted_events)]),
+        }
+
+    def references(self, background):
+        """Accuracy of always saying background, and of knowing each video's category but localising nothing."""
+        event = self.labels != background
+        without_event = ~event.any(axis=1, keepdims=True)      # such a video's category is background
+        return {"always_background": float((~event).mean()),
+                "category_everywhere": float((event | without_event).mean())}
+
+    def label_accuracy(self, label):
+        """(accuracy on the segments that truly have the label, their number); accuracy is None where there are none."""
+        of_label = self.labels == label
+        count = int(of_label.sum())
+        return (float((self.predicted[of_label] == label).mean()) if count else None), count
+
+
+def mean(values):
+    """Mean of a list; None of an empty one."""
+    return float(np.mean(values)) if values else None
+
+
+def f1(hits, true, predicted):
+    """Harmonic mean of hits / true and hits / predicted; None where both are empty."""
+    return 2 * hits / (true + predicted) if true + predicted else None
+
+
+def most_frequent(labels):
+    """The label that stands most often in labels, the smallest of several; None where there is none."""
+    return int(np.bincount(labels).argmax()) if len(labels) else None
+
+
+def events_of(labels, background):
+    """The events (category, start, end) of one video's labels [T]: its longest runs of one category."""
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    return [(int(labels[start]), start, end) for start, end in zip(edges, edges[1:]) if labels[start] != background]
+
+
+def segment_events(labels, background):
+    """Each event segment of one video's labels [T] as an event of its own."""
+    return [(int(label), t, t + 1) for t, label in enumerate(labels) if label != background]
+
+
+def matched_events(true, predicted):
+    """How many predicted events overlap a true one of their category with an intersection over union of 0.5 or more.
+
+    Two predicted events overlap the same true one so far only with exactly half of it each; then one of them counts.
+    """
+    matched = set()
+    for category, start, end in predicted:
+        for number, (true_category, true_start, true_end) in enumerate(true):
+            intersection = min(end, true_end) - max(start, true_start)
+            union = (end - start) + (true_end - true_start) - intersection
+            if number not in matched and category == true_category and 2 * intersection >= union:
+                matched.add(number)
+                break
+    return len(matched)
+
+
+def video_f1(true, predicted):
+    """F1 of one video's events: the mean over the categories that are true or predicted in it; 1 if there are none."""
+    scores = []
+    for category in {event[0] for event in true + predicted}:
+        of_true, of_predicted = ([event for event in events if event[0] == category] for events in (true, predicted))
+        scores.append(f1(matched_events(of_true, of_predicted), len(of_true), len(of_predicted)))
+    return mean(scores) if scores else 1.0
+
+
+def bootstrap_interval(values, resamples=10000, coverage=0.95):
+    """(low, high) of the mean of values [n], by the percentiles of means of n values drawn with replacement."""
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    low, high = np.quantile(counts @ values / len(values), [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
