@@ -1,7 +1,7 @@
 """What the rows of figures/paper_tables.py say: differences with their intervals, whether training was over, tables.md.
 
-All of it is computed from plain values. A result is what a main script writes to <model>_runs.json with --runs; an entry
-is what tables.json holds of a row; `markdown` needs nothing but the content of tables.json.
+All of it is computed from plain values. A result is what a main script writes to <model>_runs.json with --runs; an
+entry is what tables.json holds of a row; `markdown` needs nothing but the content of tables.json.
 """
 import math
 import sys
@@ -163,9 +163,7 @@ def format_last_third(found):
 
 def draw_sweep(path, label, entries, data):
     """Test accuracy over the option that a table sweeps, as a curve with a band of one standard deviation."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from drawing import BLUE, ORANGE, pyplot, save      # here: the tables alone need no matplotlib
     points = sorted((entry["value"], entry["mean"], entry["std"])
                     for entry in entries if entry["value"] is not None and "error" not in entry)
     if len(points) < 2:
@@ -173,15 +171,14 @@ def draw_sweep(path, label, entries, data):
     value, mean, std = map(np.array, zip(*points))
     of_psp = next(entry["value"] for entry in entries if entry["label"] == BASELINE)
     figure, axes = pyplot.subplots(figsize=(4.5, 3), constrained_layout=True)
-    axes.plot(value, mean, "o-", color="#0072b2", markersize=4, label="mean of the seeds")
-    axes.fill_between(value, mean - std, mean + std, color="#0072b2", alpha=0.2, linewidth=0,
+    axes.plot(value, mean, "o-", color=BLUE, markersize=4, label="mean of the seeds")
+    axes.fill_between(value, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0,
                       label="± standard deviation")
-    axes.axvline(of_psp, color="#d55e00", linestyle="--", label=f"the paper's {of_psp}")
+    axes.axvline(of_psp, color=ORANGE, linestyle="--", label=f"the paper's {of_psp}")
     if max(value) > 10:
         axes.set_xscale("symlog")
         axes.set_xlim(left=0)
     axes.set(xlabel=label, ylabel="test accuracy, %")
-    axes.set_title(data, fontsize=8)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=200)
-    pyplot.close(figure)
+    axes.set_title(data)
+    axes.legend()
+    save(figure, path)

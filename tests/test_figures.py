@@ -1,4 +1,4 @@
-"""Tables hold what their commands gave and survive a kill; every figure is drawn; boundary errors are those worked by hand."""
+"""Tables hold what their commands gave and survive a kill; pictures show what they are given, and all of it."""
 import json
 import os
 import shutil
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 from conftest import ROOT  # noqa: E402
@@ -19,8 +20,11 @@ sys.path.insert(0, str(ROOT / "figures"))
 import paper_tables  # noqa: E402
 import run_figures  # noqa: E402
 import table_report  # noqa: E402
+import video_figure  # noqa: E402
 from dataset import AVEDataset, find_files, required_files  # noqa: E402
-from utils import Predictions, run_script  # noqa: E402
+from drawing import pyplot  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
+from utils import Predictions, UserError, run_script  # noqa: E402
 
 RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
 SEEDS = (123, 124)
@@ -31,8 +35,9 @@ TABLES = {"threshold": ("Pruning threshold", [
 
 
 def table_options(data_folder, output_folder, jobs=1):
-    return list(map(str, ("threshold", "--data_dir", data_folder, "--runs", len(SEEDS), "--nb_epoch", 7, "--check_epoch", 1,
-                          "--batch_size", 12, "--device", "cpu", "--output_dir", output_folder, "--jobs", jobs)))
+    return list(map(str, ("threshold", "--data_dir", data_folder, "--runs", len(SEEDS), "--nb_epoch", 7,
+                          "--check_epoch", 1, "--batch_size", 12, "--device", "cpu",
+                          "--output_dir", output_folder, "--jobs", jobs)))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,8 @@ def test_a_table_holds_what_its_commands_gave(table_folder, tiny_folder, main_in
     for seed in SEEDS:
         checkpoint = table_folder / "rows" / "fully" / f"seed{seed}" / "PSP_fully.pt"
         predictions = tmp_path / f"{seed}.json"
-        assert main_in_process("fully_supervised_main.py", "--data_dir", tiny_folder, "--trained_model_path", checkpoint,
-                               "--save_predictions", predictions)[0] == 0
+        assert main_in_process("fully_supervised_main.py", "--data_dir", tiny_folder,
+                               "--trained_model_path", checkpoint, "--save_predictions", predictions)[0] == 0
         videos = [video for video in json.loads(predictions.read_text())["videos"] if video["split"] == "test"]
         agree = [(predicted == labels.max()) == (true == labels.max()) for video in videos
                  for predicted, true in zip(video["labels"], labels[video["video"]])]
@@ -116,7 +121,8 @@ test_figures.run_script(test_figures.paper_tables.main)
 """
 
 
-def test_jobs_change_no_digit_and_a_signal_stops_them_all(figure_script, monkeypatch, table_folder, tiny_folder, tmp_path):
+def test_jobs_change_no_digit_and_a_signal_stops_them_all(figure_script, monkeypatch, table_folder, tiny_folder,
+                                                          tmp_path):
     """A table with --jobs 2, stopped while two rows are under way and started again, is the one made with --jobs 1."""
     driver = [sys.executable, "-c", DRIVER.format(tests=str(ROOT / "tests"))]
     options = table_options(tiny_folder, tmp_path, jobs=2)
@@ -143,7 +149,8 @@ def test_jobs_change_no_digit_and_a_signal_stops_them_all(figure_script, monkeyp
         assert (tmp_path / name).read_text() == (table_folder / name).read_text()
 
 
-def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeypatch, table_folder, tiny_folder, tmp_path):
+def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeypatch, table_folder, tiny_folder,
+                                                          tmp_path):
     folder = shutil.copytree(table_folder, tmp_path / "table")
     title, rows = TABLES["threshold"]
     impossible = paper_tables.Row("threshold 7", "fully", ("--threshold", "7"), value=7)
@@ -157,31 +164,35 @@ def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeyp
     assert (folder / "rows" / "fully_threshold_0p5.1" / "seed123").is_dir() and "threshold 0.5" in command.read_text()
     entries = json.loads((folder / "tables.json").read_text())["tables"]["threshold"]["rows"]
     errors = {entry["label"]: entry["error"] for entry in entries if "error" in entry}
-    assert errors.keys() == {"threshold 0.5", "threshold 7"} and "other data than the row of PSP" in errors["threshold 0.5"]
+    assert errors.keys() == {"threshold 0.5", "threshold 7"}
+    assert "other data than the row of PSP" in errors["threshold 0.5"]
 
 
 def test_the_commands_of_the_rows(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--nb_epoch", "20", "--avel_epochs", "60"])
     args, tables = paper_tables.options(), paper_tables.TABLES
-    rows = {(name, row.label, row.setting): paper_tables.command_of(row, args) for name in tables for row in tables[name][1]}
+    rows = {(name, row.label, row.setting): paper_tables.command_of(row, args)
+            for name in tables for row in tables[name][1]}
     psp, avel = rows["main", "PSP", "weakly"], rows["main", "AVEL", "weakly"]
     assert psp[:2] == ["weakly_supervised_main.py", "--train"] and "--runs 10 --seed 123 --nb_epoch 20" in " ".join(psp)
     assert "--model_name AVEL" in " ".join(avel) and "--nb_epoch 60" in " ".join(avel)
     for name, (_, of_table) in tables.items():
-        for setting in {row.setting for row in of_table}:      # the noise floor: PSP but for its seeds, none of which PSP has
+        for setting in {row.setting for row in of_table}:      # the noise floor: PSP with seeds that PSP has not
             assert rows[name, "PSP once more", setting] == [
                 "1123" if option == "123" else option for option in rows[name, "PSP", setting]]
-    assert rows["threshold", "threshold 0 (all pairs)", "fully"] == rows["propagation", "all pairs, not pruned", "fully"]
+    all_pairs = rows["propagation", "all pairs, not pruned", "fully"]
+    assert rows["threshold", "threshold 0 (all pairs)", "fully"] == all_pairs
 
 
-@pytest.mark.parametrize("degrees, published", [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (8, 2.306), (9, 2.262),
-                                                (10, 2.228), (20, 2.086), (30, 2.042), (100, 1.984), (999, 1.962)])
+@pytest.mark.parametrize("degrees, published", [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571),
+                                                (8, 2.306), (9, 2.262), (10, 2.228), (20, 2.086), (30, 2.042),
+                                                (100, 1.984), (999, 1.962)])
 def test_the_t_quantile_is_that_of_published_tables(degrees, published):
     assert table_report.t_quantile(degrees) == pytest.approx(published, abs=5e-4)
 
 
 def test_a_row_is_called_rising_if_it_gains_more_than_it_scatters():
-    # Seed by seed: 30 - 20 and 44 - 42; scatter of (29, 31) is sqrt 2, of (40, 48) sqrt 32. The first check counts nowhere.
+    # Seed by seed: 30 - 20 and 44 - 42; scatter of (29, 31) is sqrt 2, of (40, 48) sqrt 32. The first counts nowhere.
     found = table_report.last_third([[99, 0, 0, 10, 30, 29, 31], [99, 0, 0, 42, 42, 40, 48]])
     assert found == {"gain": pytest.approx(6), "scatter": pytest.approx((2 ** 0.5 + 32 ** 0.5) / 2), "rising": True}
     assert not table_report.last_third([[0, 0, 20, 22, 21, 23]])["rising"]      # 1 against sqrt 2
@@ -192,11 +203,14 @@ def test_rows_stand_by_size_and_what_is_measurable_is_bold():
     def entry(label, mean, measurable=False, setting="fully"):
         return {"label": label, "setting": setting,
                 "difference": None if mean is None else {"mean": mean, "std": 1.0, "measurable": measurable}}
-    entries = [entry("small", -1), entry("PSP", None, setting="weakly"), {"label": "failed", "setting": "fully", "error": "why"},
+    entries = [entry("small", -1), entry("PSP", None, setting="weakly"),
+               {"label": "failed", "setting": "fully", "error": "why"},
                entry("large", -5, True), entry("PSP once more", 0.5), entry("middle", 3), entry("PSP", None)]
     assert [(one["setting"], one["label"]) for one in table_report.by_size(entries)] == [
-        ("fully", label) for label in ("PSP", "PSP once more", "large", "middle", "small", "failed")] + [("weakly", "PSP")]
-    assert [table_report.format_difference(entries[i]["difference"]) for i in (3, 5, 6)] == ["**-5.0 ± 1.0**", "+3.0 ± 1.0", "-"]
+        *(("fully", label) for label in ("PSP", "PSP once more", "large", "middle", "small", "failed")),
+        ("weakly", "PSP")]
+    texts = [table_report.format_difference(entries[i]["difference"]) for i in (3, 5, 6)]
+    assert texts == ["**-5.0 ± 1.0**", "+3.0 ± 1.0", "-"]
 
 
 @pytest.mark.parametrize("by_seed, by_video, measurable", [
@@ -214,11 +228,13 @@ def test_measurable_is_what_neither_seeds_nor_videos_explain(by_seed, by_video, 
 
 
 def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_path):
-    assert main_in_process("fully_supervised_main.py", *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path)[0] == 0
+    main = ("fully_supervised_main.py", *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    assert main_in_process(*main)[0] == 0
     for figure, file in (("curves", "PSP_fully.jsonl"), ("video", "PSP_fully.pt"), ("categories", "PSP_fully.pt"),
                          ("confusion", "PSP_fully.pt"), ("boundaries", "PSP_fully.pt"), ("attention", "PSP_fully.pt")):
         output = tmp_path / f"{figure}.png"
-        code, _, error = figure_script(run_figures, figure, tmp_path / file, "--data_dir", tiny_folder, "--output", output)
+        code, _, error = figure_script(run_figures, figure, tmp_path / file, "--data_dir", tiny_folder,
+                                       "--output", output)
         assert code == 0, error
         assert output.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "none").mkdir()
@@ -231,15 +247,106 @@ def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_
     with h5py.File(other_cells / "true_cells.h5", "w") as file:
         file["avadataset"] = np.zeros((2, 6, 3, 3), np.uint8)
     no_cells = shutil.copytree(tiny_folder, tmp_path / "no_cells", ignore=shutil.ignore_patterns("true_cells.h5"))
-    for options, reason in ((("curves", tmp_path / "PSP_fully.pt"), "is no log of a run"),
-                            (("video", tmp_path / "PSP_fully.pt", "--video", 99), "--video 99: is in none of the splits"),
-                            (("video", tmp_path / "PSP_fully.pt", "--frames", tmp_path / "none"), "one for each of the 6 segments"),
-                            (("attention", tmp_path / "PSP_fully.pt", "--data_dir", no_cells), "true_cells.h5: holds no true cells"),
-                            (("attention", tmp_path / "PSP_fully.pt", "--data_dir", other_cells), "true_cells.h5: has shape (2, 6, 3, 3)"),
-                            (("video", tmp_path / "PSP_fully.pt", "--frames", broken), "0.png cannot be read"),
-                            (("curves", not_a_log), "is no log of a run")):
-        code, _, error = figure_script(run_figures, options[0], options[1], "--data_dir", tiny_folder, *options[2:])
+    model = tmp_path / "PSP_fully.pt"
+    log = tmp_path / "PSP_fully.jsonl"
+    for figure, files, options, reason in (
+            ("curves", [model], [], "is no log of a run"),
+            ("curves", [log, not_a_log], [], "list.jsonl: is no log of a run"),
+            ("categories", [model, model], [], "only curves are drawn from several files"),
+            ("video", [model], ["--video", 99], "--video 99: is in none of the splits"),
+            ("video", [model], ["--frames", tmp_path / "none"], "one for each of the 6 segments"),
+            ("video", [model], ["--frames", broken], "0.png cannot be read"),
+            ("video", [model], ["--frames", broken, "--video_file", broken], "not allowed with"),
+            ("attention", [model], ["--data_dir", no_cells], "true_cells.h5: holds no true cells"),
+            ("attention", [model], ["--data_dir", other_cells], "true_cells.h5: has shape (2, 6, 3, 3)")):
+        code, _, error = figure_script(run_figures, figure, *files, "--data_dir", tiny_folder, *options)
         assert code == 2 and reason in error and error.strip().count("\n") == 0
+
+
+def test_curves_of_several_runs_stand_at_the_epochs_that_all_have():
+    epochs, mean, std = run_figures.common_curve([{0: 2, 1: 4}, {0: 4, 1: 8, 2: 9}])
+    assert epochs == [0, 1] and mean.tolist() == [3, 6] and std == pytest.approx([2 ** 0.5, 8 ** 0.5])
+    assert run_figures.common_curve([{5: 1, 10: 2}])[2].tolist() == [0, 0]
+
+
+NAMES = ["Fixed-wing aircraft, airplane", "Acoustic guitar", "background"]
+
+
+def made_up_output(propagation=True, segments=10):
+    """What a network might say of a video: its first half is an aircraft."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.zeros(1, segments, 3)
+    logits[:, :segments // 2, 0], logits[:, segments // 2:, 2] = 3, 3
+    matrices = torch.rand(4, 1, segments, segments, generator=generator) * torch.tensor([1, 2, 3, 4]).view(4, 1, 1, 1)
+    psp = SimpleNamespace(**dict(zip(("beta_va", "gamma_va", "beta_av", "gamma_av"), matrices)))
+    return SimpleNamespace(logits=logits, attention=torch.rand(1, segments, 7, 7, generator=generator),
+                           psp=psp if propagation else None)
+
+
+def rows_named(figure):
+    return [label.get_text() for axes in figure.axes if axes.axison
+            for label in axes.get_yticklabels() if label.get_text()[:1].isalpha()]
+
+
+@pytest.mark.parametrize("segments", [10, 6])
+def test_a_picture_of_a_video_can_be_read_and_nothing_is_cut_off(segments):
+    recording = video_figure.Recording([np.zeros((90, 160, 3), np.uint8)] * segments, np.zeros((50, 2)))
+    true = torch.tensor([1, *[2] * (segments - 1)])
+    figure = video_figure.draw_video(made_up_output(segments=segments), NAMES, "title", true,
+                                     np.ones((segments, 7, 7), bool), recording)
+    figure.canvas.draw()
+    whole = figure.bbox
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    for text in texts:
+        box = text.get_window_extent()
+        assert text.get_fontsize() >= 7
+        assert box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1, text
+    assert rows_named(figure) == ["predicted\nhatched:\nwrong", "true", "frames", "attention", "sound"]
+    scales = [image.get_clim() for axes in figure.axes for image in axes.images if "pruning" in axes.get_title()]
+    highest = max(float(matrix.max()) for matrix in vars(made_up_output(segments=segments).psp).values())
+    assert scales == [pytest.approx((0, highest))] * 4
+    pyplot.close(figure)
+
+
+def test_a_video_without_labels_or_a_network_without_propagation_leaves_their_rows_out():
+    figure = video_figure.draw_video(made_up_output(propagation=False), NAMES, "title")
+    assert rows_named(figure) == ["predicted", "attention"]
+    assert not any("pruning" in axes.get_title() for axes in figure.axes)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert [text for text in shown if "%" not in text] == ["Fixed-wing aircraft", "background"]
+    pyplot.close(figure)
+
+
+def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_is(tmp_path):
+    """Of a film whose frame at t seconds has the grey 40 t, in which the third second alone is loud."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as film:
+        pictures, sounds = film.add_stream("ffv1", rate=10), film.add_stream("pcm_s16le", rate=8000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 32, 16, "bgr0"
+        for i in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 4 * i, np.uint8), format="rgb24")
+            film.mux(pictures.encode(frame.reformat(format="bgr0")))
+        samples = np.zeros((1, 40000), np.int16)
+        samples[0, 16000:24000:2], samples[0, 16001:24000:2] = 16384, -16384
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 8000
+        film.mux([*pictures.encode(), *sounds.encode(frame), *sounds.encode()])
+    frames, sound = video_figure.recording_of_file(path, 5)
+    assert [set(frame.ravel().tolist()) for frame in frames] == [{20}, {60}, {100}, {140}, {180}]
+    loud = np.repeat([0, 0, 1, 0, 0], len(sound) // 5)
+    assert sound == pytest.approx(np.stack([-loud / 2, loud / 2], axis=1), abs=1e-3)
+    with pytest.raises(UserError, match="too short for 6 segments"):
+        video_figure.recording_of_file(path, 6)
+    path.write_text("no film")
+    with pytest.raises(UserError, match="cannot be read as a video"):
+        video_figure.recording_of_file(path, 5)
+
+
+def test_without_pyav_one_line_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="pip install av=="):
+        video_figure.recording_of_file(tmp_path / "film.mp4", 10)
 
 
 def test_attention_is_scored_by_where_the_event_truly_is(tiny_folder):
@@ -271,5 +378,5 @@ def test_boundary_errors_worked_by_hand():
     labels = np.array([[9, 1, 1, 1, 9, 9], [2, 2, 2, 2, 2, 2], [9, 9, 3, 3, 9, 9]])
     predicted = np.array([[1, 1, 1, 9, 9, 9], [2, 9, 9, 2, 2, 2], [9, 9, 4, 4, 9, 9]])
     result = Predictions(np.arange(3), labels, predicted, np.ones(labels.shape))
-    # Video 0: 0..3 for 1..4. Video 1: of the two predicted events, 3..6 overlaps more of 0..6. Video 2: another category.
+    # Video 0: 0..3 for 1..4. Video 1: of the two predicted events, 3..6 overlaps more. Video 2: another category.
     assert run_figures.boundary_errors(result, 9) == ([-1, 3], [-1, 0], 1)
