@@ -171,7 +171,7 @@ def draw_sweep(path, label, entries, data):
     value, mean, std = map(np.array, zip(*points))
     of_psp = next(entry["value"] for entry in entries if entry["label"] == BASELINE)
     figure, axes = pyplot.subplots(figsize=(4.5, 3), constrained_layout=True)
-    axes.plot(value, mean, "o-", color=BLUE, markersize=4, label="mean of the seeds")
+    axes.plot(value, mean, "o-", color=BLUE, markersize=4, clip_on=False, label="mean of the seeds")
     axes.fill_between(value, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0,
                       label="± standard deviation")
     axes.axvline(of_psp, color=ORANGE, linestyle="--", label=f"the paper's {of_psp}")
