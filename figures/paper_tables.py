@@ -1,95 +1,117 @@
 """Runs the paper's tables, each row with several seeds, and sets every row beside that of PSP.
 
-    python figures/paper_tables.py --data_dir data --runs 5                       # all tables
+    python figures/paper_tables.py --data_dir data --jobs 2                        # all tables, two rows side by side
     python figures/paper_tables.py main quirks --data_dir data/synthetic --runs 3 --nb_epoch 20 --batch_size 32
 
-Every row is one command of the main scripts, with --runs, in a folder of its own under OUTPUT_DIR/rows. A row that is
-finished is not run again, one that was killed goes on where it stood, one that fails is reported and the others go on.
-Written to OUTPUT_DIR: tables.md, tables.json and, for the sweeps, <table>.png (matplotlib).
+Every row is one command of the main scripts, with --runs, on one thread, in a folder of its own under OUTPUT_DIR/rows.
+A finished row is not run again, a killed one goes on where it stood, a failed one is reported and the others go on.
+Written to OUTPUT_DIR: tables.json, tables.md, which holds nothing else, and <table>.png of the sweeps (matplotlib).
 
 A difference to the PSP row of the same setting is called measurable if zero lies neither in the 95 % t-interval of the
-differences seed by seed, nor in the 95 % bootstrap interval over the test videos of the difference of the mean over seeds.
+differences seed by seed, nor in the 95 % bootstrap interval over the test videos of the difference of the mean over
+seeds. 'PSP once more' is PSP with other seeds: what two trainings that differ by nothing else differ by.
 """
 import json
+import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from data.files import UserError, keep_aside, lock, write_atomically  # noqa: E402
-from model.metrics import bootstrap_interval  # noqa: E402
+from table_report import (BASELINE, NOISE_FLOOR, by_size, draw_sweep, figures_of, last_third,  # noqa: E402
+                          markdown)
 from utils import OptionParser, bounded, one_line_errors  # noqa: E402
 
-METRICS = {"event_or_background": "event or background", "video_category": "video category", "segment_f1": "segment F1",
-           "event_f1": "event F1"}
-
-# Two-sided 95 % quantile of Student's t for n seeds; 2.26 to 1.96 from ten on.
-T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
+OF_MAIN = ("nb_epoch", "check_epoch", "batch_size", "device", "precision", "features")      # options that are passed on
 
 
 class Row(NamedTuple):
-    """One command; figure 'test' is accuracy at the best validation epoch, 'best_test' the best test accuracy."""
+    """One command; metric 'test' is accuracy at the best validation epoch, 'best_test' the best test accuracy."""
     label: str
     setting: str
     options: tuple = ()
     published: float = None
-    figure: str = "test"
+    metric: str = "test"
+    value: float = None       # of the option that the table sweeps
+    seed_shift: int = 0
+
+    @property
+    def model(self):
+        return "AVEL" if "AVEL" in self.options else "PSP"
 
 
-def sweep(setting, option, values):
-    return [Row(f"{option} {value}", setting, (f"--{option}", str(value))) for value in values]
+# ---------------------------------------------------------------------------------------------- the rows
+
+PSP = {setting: Row(BASELINE, setting) for setting in ("fully", "weakly")}
 
 
-PSP = {setting: Row(f"PSP, {setting}", setting) for setting in ("fully", "weakly")}
+def psp_twice(setting, **fields):
+    """The row that all others are compared with, and the same with other seeds: the noise floor."""
+    return [PSP[setting]._replace(**fields), Row(NOISE_FLOOR, setting, seed_shift=1000)]
+
+
+def sweep(option, values):
+    return [Row(f"{option} {value}", "fully", (f"--{option}", str(value)), value=value) for value in values]
+
+
 TABLES = {
     "main": ("Main result", [
-        PSP["fully"]._replace(published=77.8), Row("AVEL, fully", "fully", ("--model_name", "AVEL"), 72.7),
-        PSP["weakly"]._replace(published=73.5), Row("AVEL, weakly", "weakly", ("--model_name", "AVEL"))]),
+        *psp_twice("fully", published=77.8), Row("AVEL", "fully", ("--model_name", "AVEL"), published=72.7),
+        *psp_twice("weakly", published=73.5), Row("AVEL", "weakly", ("--model_name", "AVEL"))]),
     "propagation": ("Propagation", [
-        row for setting in ("fully", "weakly") for row in (
-            PSP[setting], Row("all pairs, not pruned", setting, ("--propagation", "all-pairs")),
+        row for setting, switched in (("fully", "off"), ("weakly", "on")) for row in (
+            *psp_twice(setting),
+            Row("all pairs, not pruned", setting, ("--propagation", "all-pairs")),
             Row("no propagation", setting, ("--propagation", "none")),
-            Row("second normalisation " + ("off" if setting == "fully" else "on"), setting,
-                ("--second_normalisation", "off" if setting == "fully" else "on")))]),
-    "threshold": ("Pruning threshold", [PSP["fully"], *sweep("fully", "threshold", (0.0, 0.05, 0.09, 0.11, 0.13, 0.2))]),
-    "avps": ("Weight of L_avps", [PSP["fully"], *sweep("fully", "LAMBDA", (0, 1, 10, 1000))]),
+            Row(f"second normalisation {switched}", setting, ("--second_normalisation", switched)))]),
+    "threshold": ("Pruning threshold", [
+        *psp_twice("fully", value=0.099), *sweep("threshold", (0.05, 0.09, 0.11, 0.13, 0.2)),
+        Row("threshold 0 (all pairs)", "fully", ("--propagation", "all-pairs"), value=0)]),
+    "avps": ("Weight of L_avps", [*psp_twice("fully", value=100), *sweep("LAMBDA", (0, 1, 10, 1000))]),
     "weak": ("Weak supervision", [
-        PSP["weakly"], Row("no weighting branch", "weakly", ("--weighting", "off")),
+        *psp_twice("weakly"),
+        Row("no weighting branch", "weakly", ("--weighting", "off")),
         Row("category instead of shares", "weakly", ("--weak_labels", "tag")),
         Row("no background videos", "weakly", ("--background_videos", "off"))]),
     "modality": ("Attention and modality", [
-        PSP["fully"], Row("mean over regions", "fully", ("--attention", "mean")),
-        Row("audio only", "fully", ("--modality", "audio")), Row("visual only", "fully", ("--modality", "visual"))]),
+        *psp_twice("fully"),
+        Row("mean over regions", "fully", ("--attention", "mean")),
+        Row("audio only", "fully", ("--modality", "audio")),
+        Row("visual only", "fully", ("--modality", "visual"))]),
     "quirks": ("Quirks of the released code, and the choice of the checkpoint", [
-        PSP["fully"], Row("stale targets of L_avps", "fully", ("--released_quirks", "stale_avps")),
-        Row("chosen on test", "fully", figure="best_test"),
-        Row("stale targets, chosen on test", "fully", ("--released_quirks", "stale_avps"), figure="best_test"),
-        PSP["weakly"], Row("fixed batches", "weakly", ("--released_quirks", "fixed_batches")),
-        Row("chosen on test", "weakly", figure="best_test"),
-        Row("fixed batches, chosen on test", "weakly", ("--released_quirks", "fixed_batches"), figure="best_test")]),
+        *psp_twice("fully"),
+        Row("stale targets of L_avps", "fully", ("--released_quirks", "stale_avps")),
+        Row("chosen on test", "fully", metric="best_test"),
+        Row("stale targets, chosen on test", "fully", ("--released_quirks", "stale_avps"), metric="best_test"),
+        *psp_twice("weakly"),
+        Row("fixed batches", "weakly", ("--released_quirks", "fixed_batches")),
+        Row("chosen on test", "weakly", metric="best_test"),
+        Row("fixed batches, chosen on test", "weakly", ("--released_quirks", "fixed_batches"), metric="best_test")]),
 }
-CURVES = {"threshold": ("threshold", 0.099), "avps": ("LAMBDA", 100)}      # tables of one option, and its value in the PSP row
+SWEPT = {"threshold": "pruning threshold", "avps": "weight of L_avps"}
 
+
+# ------------------------------------------------------------------------------------------- running them
 
 def command_of(row, args):
-    """What a person would type for this row."""
-    options = [*row.options, "--data_dir", args.data_dir, "--runs", args.runs, "--seed", args.seed]
-    for name in ("nb_epoch", "check_epoch", "batch_size", "device", "precision", "features"):
-        if getattr(args, name) is not None:
-            options += [f"--{name}", getattr(args, name)]
+    """What a person would type for this row behind `python`."""
+    given = {name: getattr(args, name) for name in OF_MAIN}
+    if row.model == "AVEL" and args.avel_epochs is not None:
+        given["nb_epoch"] = args.avel_epochs
+    options = [*row.options, "--data_dir", args.data_dir, "--runs", args.runs, "--seed", args.seed + row.seed_shift]
+    for name, value in given.items():
+        options += [] if value is None else [f"--{name}", value]
     return [f"{row.setting}_supervised_main.py", "--train", *map(str, options)]
 
 
 def folder_of(row, args):
-    name = "_".join([row.setting, *row.options]).replace("--", "").replace(",", "+").replace(".", "p")
-    return args.output_dir / "rows" / name
+    name = "_".join([row.setting, *row.options, *(["once_more"] if row.seed_shift else [])])
+    return args.output_dir / "rows" / name.replace("--", "").replace(",", "+").replace(".", "p")
 
 
 def finished(row, args):
@@ -102,67 +124,87 @@ def finished(row, args):
     return json.loads(written[0].read_text())
 
 
-def run(row, args):
-    """Runs the row's command, going on where it was stopped; '' or the last line of what went wrong."""
-    folder = folder_of(row, args)
-    text = shlex.join(command_of(row, args))
-    command = folder / "command.txt"
+def start(row, args):
+    """The process of the row's command, which goes on where it was stopped."""
+    folder, (script, *options) = folder_of(row, args), command_of(row, args)
+    text, command = shlex.join([script, *options]), folder / "command.txt"
     same = command.is_file() and command.read_text() == text
     if not same:
         keep_aside([folder])      # of another command
         folder.mkdir(parents=True)
         write_atomically(command, text)
-    with open(folder / "output.txt", "a") as output:
-        script = subprocess.Popen([sys.executable, ROOT / command_of(row, args)[0], *command_of(row, args)[1:], "--output_dir", folder,
-                                   *(["--resume"] if same else [])], stdout=output, stderr=subprocess.PIPE, text=True)
-        try:
-            _, errors = script.communicate()
-        except BaseException:      # a signal: the run saves its state at the next batch and ends, too
-            script.terminate()
-            script.communicate()
-            raise
-    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip()]
-    return "" if script.returncode == 0 else (lines[-1] if lines else f"exit code {script.returncode}")
+    with open(folder / "output.txt", "a") as output, open(folder / "errors.txt", "w") as errors:
+        return subprocess.Popen(
+            [sys.executable, ROOT / script, *options, "--output_dir", folder, *(["--resume"] if same else [])],
+            stdout=output, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"})      # same sums with any --jobs
 
 
 def run_all(rows, args):
-    """{command: error} of the rows that failed; shows what is done and how long the rest takes."""
-    errors, started = {}, time.monotonic()
-    waiting = {}
+    """Runs args.jobs rows at a time and returns {folder: error} of those that failed.
+
+    On SIGTERM or Ctrl-C, the rows under way end, too; they go on from the state that they saved last.
+    """
+    todo = {}
     for row in rows:
         if finished(row, args) is None:
-            waiting.setdefault(tuple(command_of(row, args)), row)      # tables share rows
-    print(f"{len(waiting)} rows of {args.runs} runs to do")
-    for number_done, row in enumerate(waiting.values()):
-        left = (time.monotonic() - started) / number_done * (len(waiting) - number_done) if number_done else None
-        print(f"[{number_done + 1}/{len(waiting)}] {row.setting}: {row.label}"
-              + (f"   (about {left / 60:.0f} min left)" if left is not None else ""), flush=True)
-        error = run(row, args)
-        if error:
-            errors[tuple(command_of(row, args))] = error
-            print(f"    failed: {error}", flush=True)
+            todo.setdefault(folder_of(row, args), row)      # tables share rows
+    waiting, running, errors, started = list(todo), {}, {}, time.monotonic()
+    print(f"{len(todo)} rows of {args.runs} runs to do, {args.jobs} at a time", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                folder = waiting.pop(0)
+                running[folder] = start(todo[folder], args)
+            time.sleep(0.1)
+            for folder in [folder for folder, script in running.items() if script.poll() is not None]:
+                if running.pop(folder).returncode:
+                    errors[folder] = last_line(folder / "errors.txt")
+                show_progress(todo, folder, len(waiting) + len(running), time.monotonic() - started, errors)
+    except (KeyboardInterrupt, SystemExit):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        for script in running.values():
+            script.terminate()
+        for script in running.values():
+            script.wait()
+        add_time(args, time.monotonic() - started)
     return errors
 
 
-def figures(row, args, errors):
+def last_line(path):
+    lines = path.read_text(errors="replace").replace("\r", "\n").split("\n")      # \r: of progress bars
+    return next((line for line in reversed(lines) if line.strip()), "ended without a word")
+
+
+def show_progress(todo, folder, left, seconds, errors):
+    done, row = len(todo) - left, todo[folder]
+    print(f"[{done}/{len(todo)}] {row.setting}: {row.label}: {errors.get(folder, 'done')}"
+          + (f"   (about {seconds / done * left / 60:.0f} min left)" if left else ""), flush=True)
+
+
+def add_time(args, seconds):
+    """Adds to the time that the rows of this folder took, over all calls, and prints it."""
+    path = args.output_dir / "rows" / "seconds.txt"
+    total = seconds + (float(path.read_text()) if path.is_file() else 0)
+    write_atomically(path, f"{total:.1f}")
+    print(f"{seconds / 60:.1f} min; with all earlier calls {total / 60:.1f} min", flush=True)
+
+
+# ------------------------------------------------------------------------------------------- what they gave
+
+def entry_of(row, args, errors):
     """The row's entry of tables.json."""
-    entry = {"label": row.label, "setting": row.setting, "options": row.options, "figure": row.figure, "published": row.published,
-             "command": shlex.join(["python", *command_of(row, args)])}
-    result = finished(row, args)
+    entry = {**row._asdict(), "command": shlex.join(["OMP_NUM_THREADS=1", "python", *command_of(row, args)])}
+    result, psp = finished(row, args), finished(PSP[row.setting], args)
     if result is None:
-        return {**entry, "error": errors.get(tuple(command_of(row, args)), "not run")}
-    psp = finished(PSP[row.setting], args)
+        return {**entry, "error": errors.get(folder_of(row, args), "not run")}
     if psp is not None and not same_test_data(result, psp):
         return {**entry, "error": f"was run on other data than the row of PSP; delete {folder_of(row, args)} or "
-                                  f"{folder_of(PSP[row.setting], args)}, whichever is the older, and run the table again"}
-    values = np.array([100 * one[row.figure] for one in result["runs"]])
-    entry.update(n=len(values), mean=values.mean(), std=values.std(ddof=1), values=values.tolist(),
-                 seeds=[one["seed"] for one in result["runs"]])
-    entry["interval"] = bootstrap_interval(100 * by_video(result, row.figure).mean(axis=0))
-    if row.figure == "test":      # of the other one there is no checkpoint to measure more on
-        entry["metrics"] = {name: mean_of([one["metrics"][name] for one in result["runs"]]) for name in METRICS}
-    entry["difference"] = difference(row, result, psp)
-    return entry
+                                  f"{folder_of(PSP[row.setting], args)}, whichever is the older, and run it again"}
+    accuracies = [validation_accuracies(row, run["seed"], args) for run in result["runs"]]
+    return {**entry, **figures_of(row.metric, result, None if row.label == BASELINE else psp),
+            "last_third": last_third(accuracies)}
 
 
 def same_test_data(result, other):
@@ -170,90 +212,27 @@ def same_test_data(result, other):
     return result["test_digest"] == other["test_digest"]
 
 
-def mean_of(values):
-    """In %; None where a value is missing."""
-    return None if None in values else 100 * sum(values) / len(values)
-
-
-def by_video(result, figure):
-    """[runs, videos]: accuracy on each test video, in 0..1."""
-    return np.array([one[f"{figure}_correct"] for one in result["runs"]]) / result["segments"]
-
-
-def difference(row, result, psp):
-    """Of this row to that of PSP; None for that row itself, or where it is missing."""
-    if psp is None or (not row.options and row.figure == "test"):
-        return None
-    by_seed = np.array([100 * (one[row.figure] - other["test"]) for one, other in zip(result["runs"], psp["runs"])])
-    margin = T_QUANTILE.get(len(by_seed), 2.26) * by_seed.std(ddof=1) / len(by_seed) ** 0.5
-    over_videos = 100 * (by_video(result, row.figure) - by_video(psp, "test")).mean(axis=0)
-    intervals = {"t_interval": [by_seed.mean() - margin, by_seed.mean() + margin], "video_interval": bootstrap_interval(over_videos)}
-    return {"mean": by_seed.mean(), "std": by_seed.std(ddof=1), **intervals,
-            "measurable": bool(all(low > 0 or high < 0 for low, high in intervals.values()))}
-
-
-def markdown(tables, args):
-    lines = [f"Test accuracy in % at the best validation epoch; mean ± sample standard deviation over seeds, 95 % bootstrap interval "
-             f"over the test videos, difference to PSP seed by seed; other metrics as in the README, means. Data: {args.note or args.data_dir}.", ""]
-    for title, entries in tables.values():
-        published = any(entry["published"] for entry in entries)
-        heads = ["", "setting", *(["published on AVE"] if published else []), "n", "mean ± std", "all", "interval", "difference",
-                 *METRICS.values()]
-        lines += [f"### {title}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        for entry in entries:
-            cells = [entry["label"], entry["setting"], *([str(entry["published"] or "-")] if published else [])]
-            if "error" in entry:
-                cells += ["-", f"failed: {entry['error']}", *["-"] * (3 + len(METRICS))]
-            else:
-                cells += [str(entry["n"]), f"{entry['mean']:.1f} ± {entry['std']:.1f}", ", ".join(f"{value:.1f}" for value in entry["values"]),
-                          "{:.1f} to {:.1f}".format(*entry["interval"]), told(entry["difference"]),
-                          *("-" if value is None else f"{value:.1f}" for value in (entry.get("metrics", {}).get(name) for name in METRICS))]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", "Commands:", "", "```bash", *dict.fromkeys(entry["command"] for entry in entries), "```", ""]
-    return "\n".join(lines)
-
-
-def told(entry):
-    if entry is None:
-        return "-"
-    figures = f"{entry['mean']:+.1f} ± {entry['std']:.1f}"
-    return figures if entry["measurable"] else f"{figures}: no measurable difference"
-
-
-def draw(name, entries, args):
-    """A sweep as a curve with a band of one standard deviation."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    option, of_psp = CURVES[name]
-    points = sorted((float(entry["options"][-1] if entry["options"] else of_psp), entry["mean"], entry["std"])
-                    for entry in entries if "error" not in entry and entry["figure"] == "test")
-    if len(points) < 2:
-        return
-    value, mean, std = map(np.array, zip(*points))
-    figure, axes = pyplot.subplots(figsize=(5, 3.2), constrained_layout=True)
-    axes.plot(value, mean, "o-", color="#0072b2", label="mean")
-    axes.fill_between(value, mean - std, mean + std, color="#0072b2", alpha=0.2, label="± standard deviation")
-    axes.axvline(of_psp, color="#d55e00", linestyle="--", label=f"the paper's {of_psp}")
-    if max(value) > 10:
-        axes.set_xscale("symlog")
-        axes.set_xlim(left=0)
-    axes.set(xlabel={"LAMBDA": "weight of L_avps", "threshold": "pruning threshold"}[option], ylabel="test accuracy, %")
-    axes.set_title(args.note or "", fontsize=8)
-    axes.legend()
-    figure.savefig(args.output_dir / f"{name}.png", dpi=150)
-    pyplot.close(figure)
+def validation_accuracies(row, seed, args):
+    """In %, at each check of one seed's training."""
+    log = folder_of(row, args) / f"seed{seed}" / f"{row.model}_{row.setting}.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    return [100 * record["val_accuracy"] for record in records if "val_accuracy" in record]
 
 
 def options():
     parser = OptionParser(__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
-    parser.add_argument("--output_dir", type=Path, default=Path("figures/tables"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("figures/tables"), metavar="DIR",
+                        help="(default: %(default)s)")
     parser.add_argument("--note", help="what the data is, for the heads of tables and plots (default: the folder)")
-    parser.add_argument("--runs", type=bounded(int, 2, 1000), default=5, help="seeds of each row (default: %(default)s)")
+    parser.add_argument("--runs", type=bounded(int, 2, 1000), default=10, metavar="N",
+                        help="seeds of each row (default: %(default)s)")
+    parser.add_argument("--jobs", type=bounded(int, 1, 1000), default=1, metavar="N",
+                        help="rows side by side, each on one thread (default: %(default)s)")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=123, help="the first one (default: %(default)s)")
-    for name in ("nb_epoch", "check_epoch", "batch_size", "device", "precision", "features"):
+    parser.add_argument("--avel_epochs", metavar="N", help="epochs of AVEL's rows (default: as --nb_epoch)")
+    for name in OF_MAIN:
         parser.add_argument(f"--{name}", help="as in the main scripts")
     args = parser.parse_args()
     unknown = [name for name in args.tables if name not in TABLES]
@@ -265,26 +244,29 @@ def options():
 
 def main():
     args = options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # as Ctrl-C: `run` ends the script that it started
     chosen = {name: TABLES[name] for name in TABLES if name in args.tables}
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = [row for _, rows in chosen.values() for row in rows]
-    rows = [PSP[setting] for setting in ("fully", "weakly") if any(row.setting == setting for row in rows)] + rows
-    (args.output_dir / "rows").mkdir(exist_ok=True)
     lock_path = args.output_dir / "rows" / "lock"
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
     with lock(open(lock_path, "ab"), lock_path):
         errors = run_all(rows, args)
-    tables = {name: (title, [figures(row, args, errors) for row in rows]) for name, (title, rows) in chosen.items()}
-    text = markdown(tables, args)
-    write_atomically(args.output_dir / "tables.md", text)
-    content = json.dumps({name: {"title": title, "rows": entries} for name, (title, entries) in tables.items()}, indent=1)
-    write_atomically(args.output_dir / "tables.json", content + "\n")
-    for name in set(CURVES) & set(chosen):
-        draw(name, tables[name][1], args)
-    print(text)
-    failed = {entry["command"]: entry["error"] for _, entries in tables.values() for entry in entries if "error" in entry}
+    tables = {name: {"title": title, "rows": by_size([entry_of(row, args, errors) for row in rows])}
+              for name, (title, rows) in chosen.items()}
+    report({"data": args.note or str(args.data_dir), "tables": tables}, args.output_dir)
+    failed = {entry["command"] for table in tables.values() for entry in table["rows"] if "error" in entry}
     if failed:
-        raise UserError(f"{len(failed)} of the rows failed; see above, and output.txt in their folders under {args.output_dir}/rows")
+        raise UserError(f"{len(failed)} of the rows failed; see above, and errors.txt in their folders under "
+                        f"{args.output_dir}/rows")
+
+
+def report(content, folder):
+    """Writes and prints the tables."""
+    text, as_json = markdown(content), json.dumps(content, indent=1) + "\n"
+    write_atomically(folder / "tables.json", as_json)
+    write_atomically(folder / "tables.md", text)
+    for name in SWEPT.keys() & content["tables"].keys():
+        draw_sweep(folder / f"{name}.png", SWEPT[name], content["tables"][name]["rows"], content["data"])
+    print(text)
 
 
 if __name__ == "__main__":

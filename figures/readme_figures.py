@@ -51,7 +51,8 @@ def draw_scene(axes, x, y, with_bell):
     axes.add_patch(Rectangle((x + 0.33, y + 0.25), 0.24, 0.33, facecolor="#555555", edgecolor="none"))
     if with_bell:
         bell = [(0.36, 0.32), (0.40, 0.38), (0.41, 0.50), (0.45, 0.55), (0.49, 0.50), (0.50, 0.38), (0.54, 0.32)]
-        axes.add_patch(Polygon([(x + a, y + b) for a, b in bell], facecolor="#F0E442", edgecolor="black", linewidth=0.6))
+        axes.add_patch(Polygon([(x + a, y + b) for a, b in bell], facecolor="#F0E442", edgecolor="black",
+                               linewidth=0.6))
         axes.add_patch(Circle((x + 0.45, y + 0.30), 0.025, facecolor="black"))
 
 
@@ -66,7 +67,8 @@ def draw_framework(path):
         axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=8.6)
 
     def arrow(start, end, color="black"):
-        axes.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color=color, linewidth=1.3, shrinkA=0, shrinkB=0))
+        axes.annotate("", end, start,
+                      arrowprops=dict(arrowstyle="-|>", color=color, linewidth=1.3, shrinkA=0, shrinkB=0))
 
     top, bottom = 3.4, 1.0
     box(0.0, top, 1.7, "visual features\n$T\\times 7\\times 7\\times 512$", VISUAL)
@@ -76,8 +78,8 @@ def draw_framework(path):
     box(4.6, top, 1.4, "linear maps", VISUAL)
     box(6.5, top, 1.3, "Bi-LSTM", VISUAL)
     box(6.5, bottom, 1.3, "Bi-LSTM", AUDIO)
-    axes.add_patch(FancyBboxPatch((8.15, 0.25), 3.6, 3.9, boxstyle="round,pad=0.02,rounding_size=0.1", facecolor="#FAFAFA",
-                                  edgecolor=EVENT, linewidth=1.8))
+    axes.add_patch(FancyBboxPatch((8.15, 0.25), 3.6, 3.9, boxstyle="round,pad=0.02,rounding_size=0.1",
+                                  facecolor="#FAFAFA", edgecolor=EVENT, linewidth=1.8))
     axes.text(9.95, 3.98, "positive sample propagation (PSP)", ha="center", va="center", fontsize=9.2, weight="bold")
     draw_matrices(axes)
     box(8.35, 0.95, 3.2, "$v' = v + \\gamma^{va} a_2$,   $a' = a + \\gamma^{av} v_1$\n"

@@ -1,0 +1,21 @@
+"""What all pictures share: colours that the colour-blind tell apart, sizes for print, and how a picture is saved."""
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"      # of Okabe and Ito
+LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"      # behind text
+SMALL = 7      # points: the smallest text that still reads in print
+
+pyplot.rcParams.update({
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": SMALL,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "hatch.linewidth": 0.6})
+
+
+def save(figure, path):
+    """Writes the picture as a PNG and says where."""
+    figure.savefig(path, dpi=200, format="png")
+    pyplot.close(figure)
+    print(path)
