@@ -9,6 +9,7 @@ import utils
 from model.avel import avel_fully_supervised_loss, avel_milestones
 from model.checkpoint import build_network
 from model.processes import train_together
+from model.released_init import draw_released_weights
 from model.run import Run
 from psp_model import fully_supervised_loss
 
@@ -33,7 +34,10 @@ def train(args, data, device):
     batches = utils.training_batches(args, data["train"], device)
 
     config = utils.network_config(args, "fully", data["train"].sizes)
-    network = build_network(args.model_name, config).to(device)
+    network = build_network(args.model_name, config)
+    if "initial_weights" in args.released_quirks:
+        draw_released_weights(network, "fully", args.seed)
+    network.to(device)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     decay = dict(milestones=[60, 120], gamma=0.8)

@@ -87,16 +87,18 @@ def bounded(kind, low, high=10**9):
     return parse
 
 
-QUIRKS = {
-    "fully": {"stale_avps": "targets of L_avps are never cleared",
-              "fixed_batches": "only the first batch of an epoch is drawn anew"},
-    "weakly": {"fixed_batches": "only the first batch of an epoch is drawn anew"},
+_QUIRKS = {
+    "fixed_batches": "only the first batch of an epoch is drawn anew",
+    "initial_weights": "initial weights are drawn in the order of the authors' layers",
 }
+QUIRKS = {"fully": {"stale_avps": "targets of L_avps are never cleared", **_QUIRKS}, "weakly": _QUIRKS}
 
 
 def quirks(setting):
-    """An argparse type: names of QUIRKS[setting], separated by commas."""
+    """An argparse type: names of QUIRKS[setting], separated by commas; 'all': those of the released script."""
     def parse(text):
+        if text == "all":
+            return ["initial_weights", {"fully": "stale_avps", "weakly": "fixed_batches"}[setting]]
         names = sorted(set(filter(None, text.split(","))))
         unknown = [name for name in names if name not in QUIRKS[setting]]
         if unknown:
@@ -151,7 +153,8 @@ def main_options(description, setting):
         help="save the state for --resume every N epochs, and whenever a minute has passed (default: %(default)s)")
     add("--released_quirks", type=quirks(setting), default=[], metavar="QUIRKS",
         help="what the released code does differently from the paper, separated by commas: "
-             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items()) + " (default: none)")
+             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items())
+             + "; all: as the released script of this setting trains (default: none)")
     add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
         help="of Python, NumPy, torch and the order of the videos (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
@@ -207,9 +210,11 @@ def parse_options(parser):
         parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
     avel = args.model_name == "AVEL"
     of_psp = ("threshold", "attention", "propagation", "modality", "second_normalisation", "weighting")
-    if avel and ("stale_avps" in args.released_quirks
-                 or any(getattr(args, name) != parser.get_default(name) for name in of_psp)):
-        parser.error("--threshold, the ablations and the quirk stale_avps are of PSP; AVEL has none of them")
+    changed = {name for name in of_psp if getattr(args, name) != parser.get_default(name)}
+    if avel and (changed or {"stale_avps", "initial_weights"} & set(args.released_quirks)):
+        parser.error("--threshold, the ablations, stale_avps and initial_weights are of PSP; AVEL has none of them")
+    if "initial_weights" in args.released_quirks and changed & {"attention", "modality", "weighting"}:
+        parser.error("the quirk initial_weights needs all layers of PSP; leave out --attention, --modality, --weighting")
     if args.propagation != "psp" and args.threshold is not None:
         parser.error(f"--propagation {args.propagation} is a --threshold, too; give one of them")
     if args.batches and "fixed_batches" in args.released_quirks:

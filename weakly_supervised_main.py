@@ -10,6 +10,7 @@ import utils
 from model.avel import avel_milestones, avel_weakly_supervised_loss
 from model.checkpoint import build_network
 from model.processes import train_together
+from model.released_init import draw_released_weights
 from model.run import Run
 from psp_model import weakly_supervised_loss
 
@@ -45,7 +46,10 @@ def train(args, data, device):
     batches = utils.training_batches(args, data["train"], device)
 
     config = utils.network_config(args, "weakly", data["train"].sizes)
-    network = build_network(args.model_name, config).to(device)
+    network = build_network(args.model_name, config)
+    if "initial_weights" in args.released_quirks:
+        draw_released_weights(network, "weakly", args.seed)
+    network.to(device)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     decay = dict(milestones=[80, 160], gamma=0.8)

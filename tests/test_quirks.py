@@ -2,11 +2,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import TESTS
+from conftest import MAIN, TESTS, rewrite
 from data.batches import TrainingBatches
+from golden import recipe
 from model.run import Run
 
 GOLDEN = json.loads((TESTS / "golden" / "released_batches.json").read_text())
@@ -89,3 +91,39 @@ def test_stale_targets_alone_leave_the_batches_as_they_are(tiny_folder):
     for epoch in range(2):
         for one, two in zip(plain.epoch(epoch), stale.epoch(epoch), strict=True):
             assert torch.equal(one["video"], two["video"]) and "avps_target" in two and "avps_target" not in one
+
+
+TWIN = json.loads((TESTS / "golden" / "twin.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def twin_folder(tmp_path_factory):
+    """The data of the released scripts' own runs, from golden/recipe.py."""
+    folder = tmp_path_factory.mktemp("twin")
+    audio, visual, labels = recipe.inputs(71, 96)
+    audio_bg, visual_bg, _ = recipe.inputs(72, 24)
+    one_hot, category = np.eye(29)[labels], np.eye(29)[labels.min(axis=1)]
+    background = np.tile(np.eye(29)[28], (24, 1))
+    for name, array in (("audio_feature", audio), ("visual_feature", visual), ("audio_feature_noisy", audio_bg),
+                        ("visual_feature_noisy", visual_bg), ("right_labels", one_hot), ("mil_labels", category),
+                        ("prob_label", one_hot.mean(axis=1)), ("labels_noisy", background)):
+        rewrite(folder / f"{name}.h5", array)
+    for split, rows in (("train", slice(64)), ("val", slice(64, 80)), ("test", slice(80, None))):
+        rewrite(folder / f"{split}_order.h5", np.array(TWIN["order"][rows]), "order")
+    return folder
+
+
+@pytest.mark.parametrize("setting, quirks", [("fully", "stale_avps,initial_weights"), ("weakly", "all")])
+def test_every_step_has_the_loss_of_the_released_scripts_own_run(
+        setting, quirks, main_in_process, twin_folder, tmp_path, monkeypatch):
+    """golden/twin.json: the released scripts, run unchanged with seed 123, batches of 16 and 5 epochs."""
+    losses = []
+    add = Run.add
+
+    def note_and_add(run, loss):
+        losses.append(loss.item())
+        add(run, loss)
+    monkeypatch.setattr(Run, "add", note_and_add)
+    options = ("--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100, "--released_quirks", quirks)
+    assert main_in_process(MAIN[setting], *options, "--data_dir", twin_folder, "--output_dir", tmp_path)[0] == 0
+    assert losses == pytest.approx(TWIN[setting], rel=1e-4)
