@@ -58,9 +58,9 @@ class RowFiles:
 
     def add(self, entry, rows):
         """Writes the next item: its entry for the log and its rows, one for each file; None where it failed (`error` says why)."""
-        if rows is not None:
+        if rows is not None or self.fixed_rows:
             row = len(self.entries) - (0 if self.fixed_rows else len(self.failed))
-            for file, value in zip(self._files, rows):
+            for file, value in zip(self._files, rows or [0] * len(self._files)):
                 file[KEY][row] = value
                 file.flush()
         self.entries.append(entry)
