@@ -108,6 +108,7 @@ def prepare_ahead(videos, segments, pad):
             prepared = (coming or reader.submit(prepare, video, segments, pad)).result()
             coming = following and reader.submit(prepare, following, segments, pad)
             yield video, prepared
+            del prepared      # so that two videos are held, not three
 
 
 @torch.inference_mode()
@@ -226,6 +227,7 @@ def extract(args, videos, files, networks, device):
                 for note in prepared.notes:
                     bar.write(f"{video.name}: {note}")
             files.add(entry, rows)
+            del prepared, rows
 
 
 def main():

@@ -167,7 +167,7 @@ def read_sound(path, segments=10, pad=False):
 
 @contextmanager
 def _open(path, kind):
-    """(container, its best stream of the kind; None where it has no sound). Raises VideoError for whatever is wrong with the file."""
+    """(container, its best stream of the kind; None where it has no sound). Raises VideoError for whatever is wrong."""
     try:
         # A name is a name, though it may look like an address; nothing but this file is read; tags may be in any encoding.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
@@ -179,7 +179,9 @@ def _open(path, kind):
                     raise VideoError(f"has a kind of {'picture' if kind == 'video' else 'sound'} that cannot be decoded here")
                 stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
             yield container, stream
-    except (av.FFmpegError, OSError, ValueError, AttributeError, MemoryError, cv2.error) as error:
+    except VideoError:
+        raise
+    except Exception as error:      # whatever a broken file leads ffmpeg into
         what = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise VideoError(f"cannot be read as a video ({' '.join(what.split())[:120]})") from error
 
@@ -201,7 +203,7 @@ def _packets(container, stream, damaged):
     """Packets of the stream, up to the end or to where the file cannot be read any further."""
     try:
         yield from container.demux(stream)
-    except av.FFmpegError as error:
+    except (av.FFmpegError, IndexError) as error:      # IndexError: a packet of a stream that turned up late
         damaged.append(error)
 
 
