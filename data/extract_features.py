@@ -3,13 +3,13 @@
     python data/extract_features.py --videos clips --output_dir data/own
     python data/extract_features.py --videos clips --output_dir data/own --annotations Annotations.txt
 
-Without annotations the rows are the files by their sorted names, and videos.txt lists them: line i is row i. A video that
-cannot be used has no row. With annotations row i is line i, of the file that is named by its YouTube id; a video that is
-missing or cannot be used has a row of zeros, and its number stands in the HDF5 attribute rows_without_video. Either way such
-videos are listed at the end, and the exit code is 1.
+Without annotations the rows are the files by their sorted names, and videos.txt lists them: line i is row i. A video
+that cannot be used has no row. With annotations row i is line i, of the file that is named by its YouTube id; a video
+that is missing or cannot be used has a row of zeros, and its number stands in the HDF5 attribute rows_without_video.
+Either way such videos are listed at the end, and the exit code is 1.
 
-Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second. See data/video.py for which frames
-and what sound are taken of a clip that lasts longer or shorter than --segments seconds.
+Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second. See data/video.py for which
+frames and what sound are taken of a clip that lasts longer or shorter than --segments seconds.
 
 extraction.jsonl has a line for each video, with what was odd about it. A run that was stopped goes on with --resume.
 """
@@ -29,17 +29,19 @@ from model.weights import WeightsError, find_missing  # noqa: E402
 from utils import (OptionParser, UserError, add_overwrite_option, number, refuse_to_overwrite, run_script,  # noqa: E402
                    select_device, write_atomically)
 
-PACKAGES = "av==18.1.0 opencv-python-headless==4.14.0.94 resampy==0.4.3"
+PACKAGES = "av==18.1.0 opencv-python-headless==4.14.0.94 resampy==0.4.3 numba==0.68.1"
 
 try:
     from data.log_mel import examples
     from data.row_files import RowFiles, partial
     from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip
 except ModuleNotFoundError as error:
-    print(f"{Path(sys.argv[0]).name}: error: the package {error.name} is missing; pip install {PACKAGES}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: the package {error.name} is missing; pip install {PACKAGES}",
+          file=sys.stderr)
     sys.exit(2)
 
-SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split())
+SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
+               .split())
 
 RANDOM_WARNING = "WARNING: --random_weights: the networks know nothing, and these features mean nothing"
 
@@ -73,7 +75,8 @@ def find_videos(place, annotations=None):
     if annotations is None:
         for path in files:
             if not path.name.isprintable():
-                raise UserError(f"--videos: {path.name!r} has characters in its name that a list of names cannot hold; rename it")
+                raise UserError(f"--videos: {path.name!r} has characters in its name that a list of names "
+                                "cannot hold; rename it")
         return [Video(path.name, path) for path in files]
 
     by_id = {}
@@ -83,7 +86,8 @@ def find_videos(place, annotations=None):
             raise UserError(f"--videos {place}: both {other.name} and {path.name} are of one YouTube id; remove one")
     videos = [Video(annotation.video_id, by_id.get(annotation.video_id)) for annotation in annotations]
     if not any(video.path for video in videos):
-        raise UserError(f"--videos {place}: no file is named by a YouTube id of the annotations, such as {videos[0].name}.mp4")
+        raise UserError(f"--videos {place}: no file is named by a YouTube id of the annotations, such as "
+                        f"{videos[0].name}.mp4")
     return videos
 
 
@@ -132,7 +136,10 @@ def audio_features(network, log_mels, segments, device):
 # ------------------------------------------------------------------------------------------- networks
 
 def load_networks(args, device):
-    """(VGG19, VGGish) on the device, with their published weights or random ones; UserError where files are missing or wrong."""
+    """(VGG19, VGGish) on the device, with their published weights or random ones.
+
+    Raises UserError where weight files are missing or wrong.
+    """
     if args.random_weights:
         print(RANDOM_WARNING, file=sys.stderr)
         networks = [randomised(vgg19.VGG19()), randomised(vggish.VGGish())]
@@ -163,12 +170,13 @@ def options():
     parser = OptionParser(__doc__)
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of video files, or one file")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="where the feature files go")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="Annotations.txt: row i is line i, of the file ID.mp4 (or "
-                                                                         "another kind of video)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE",
+                        help="Annotations.txt: row i is line i, of the file ID.mp4 (or another kind of video)")
     parser.add_argument("--segments", type=number(int, 1, 1000), default=10, metavar="N",
                         help="segments of a video, a second each (default: %(default)s)")
     parser.add_argument("--pad", action="store_true",
-                        help="of a clip that is too short, fill up with its last frame and silence; else it cannot be used")
+                        help="of a clip that is too short, fill up with its last frame and silence; else it cannot be "
+                             "used")
     parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
                         help="of the features; the published ones are (default: %(default)s)")
     weights = parser.add_argument_group("weights")
@@ -177,13 +185,15 @@ def options():
     weights.add_argument("--vggish_weights", type=Path, default=vggish.WEIGHTS.default, metavar="FILE",
                          help=f"{vggish.WEIGHTS.what} (default: %(default)s)")
     weights.add_argument("--random_weights", action="store_true",
-                         help="run without the files; such features mean nothing, and the HDF5 attribute random_weights says so")
+                         help="run without the files; such features mean nothing, and the HDF5 attribute "
+                              "random_weights says so")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     machine.add_argument("--batch_size", type=number(int, 1), default=16, metavar="N",
                          help="frames that VGG-19 sees at once (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir that was stopped; same options")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the run in --output_dir that was stopped; same options")
     add_overwrite_option(parser)
     parser.set_defaults(precision="fp32")
     return parser.parse_args()
@@ -196,12 +206,14 @@ def open_row_files(args, videos):
     log = args.output_dir / "extraction.jsonl"
     if partial(log).exists() and not args.resume:
         if not args.overwrite:
-            raise UserError(f"{partial(log)}: a run was stopped here; go on with --resume, or start again with --overwrite")
+            raise UserError(f"{partial(log)}: a run was stopped here; go on with --resume, or start again with "
+                            "--overwrite")
         partial(log).unlink()
     if not partial(log).exists():
         names = [] if args.annotations else [args.output_dir / "videos.txt"]
         refuse_to_overwrite([*outputs, *names, log], args.overwrite)
-    settings = {name: getattr(args, name) for name in ("segments", "pad", "dtype", "random_weights", "batch_size", "device")}
+    names = "segments", "pad", "dtype", "random_weights", "batch_size", "device"
+    settings = {name: getattr(args, name) for name in names}
     settings["annotations"] = args.annotations is not None
     settings["videos"] = [[name, path.stat().st_size if path else None] for name, path in videos]
     return RowFiles(outputs, len(videos), log, settings, {"random_weights": True} if args.random_weights else {},
@@ -247,7 +259,8 @@ def main():
         failed = [(row, files.entries[row]) for row in files.failed]
         used = [entry["video"] for entry in files.entries if not entry["error"]]
         if used and not args.annotations:
-            write_atomically(args.output_dir / "videos.txt", lambda path: path.write_text("".join(f"{name}\n" for name in used)))
+            text = "".join(f"{name}\n" for name in used)
+            write_atomically(args.output_dir / "videos.txt", lambda path: path.write_text(text))
         if used:
             files.finish()
             print(f"{', '.join(map(str, files.layouts))}: {len(videos) if args.annotations else len(used)} rows")
@@ -257,7 +270,9 @@ def main():
     if args.random_weights:
         print(RANDOM_WARNING, file=sys.stderr)
     if failed:
-        where = "their rows are zeros" if args.annotations and used else "they have no row" if used else "no file was written"
+        where = "no file was written"
+        if used:
+            where = "their rows are zeros" if args.annotations else "they have no row"
         print(f"{len(failed)} of {len(videos)} videos could not be used; {where}:", file=sys.stderr)
         for row, entry in failed:
             print(f"  {f'row {row}, ' if args.annotations else ''}{entry['video']}: {entry['error']}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The front end of VGGish: a second of sound to the log mel spectrogram that the network sees (Hershey et al., ICASSP 2017).
+"""The front end of VGGish (Hershey et al., ICASSP 2017): a second of sound to the log mel spectrogram that it sees.
 
-In the AVE features each second is cut out of the sound first, then its channels are averaged, then it is resampled; resampy
-0.4.3 is pinned, since other versions of it differ.
+In the AVE features each second is cut out of the sound first, then its channels are averaged, then it is resampled;
+resampy 0.4.3 is pinned, since other versions of it differ.
 """
 import numpy as np
 import resampy

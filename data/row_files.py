@@ -1,7 +1,7 @@
 """HDF5 files that are written a row at a time, by a run that can be stopped at any moment and gone on with.
 
-While they grow, the files are named `FILE.partial`, and a log beside them has a line for each item that is done. A line is
-written once its rows are in the files; a run that goes on does everything after the last whole line again.
+While they grow, the files are named `FILE.partial`, and a log beside them has a line for each item that is done. A line
+is written once its rows are in the files; a run that goes on does everything after the last whole line again.
 """
 import json
 import os
@@ -21,8 +21,8 @@ class RowFiles:
     """The feature files of one run, to be used in a `with`.
 
     layouts: {path: (shape of a row, dtype)}; items: how many there are at most; log_path: the log's final name;
-    settings: whatever must be the same in a run that goes on; attributes: of every dataset; fixed_rows: row i is item i,
-    and stays 0 where that failed; else failed items have no row.
+    settings: whatever must be the same in a run that goes on; attributes: of every dataset; fixed_rows: row i is item
+    i, and 0 where that failed; else failed items have no row.
 
     Raises UserError where the partial files are of other settings.
     """
@@ -57,7 +57,7 @@ class RowFiles:
         return [item for item, entry in enumerate(self.entries) if entry["error"]]
 
     def add(self, entry, rows):
-        """Writes the next item: its entry for the log and its rows, one for each file; None where it failed (`error` says why)."""
+        """Writes the next item: its entry for the log, and a row for each file; None where it failed (`error`: why)."""
         if rows is not None or self.fixed_rows:
             row = len(self.entries) - (0 if self.fixed_rows else len(self.failed))
             for file, value in zip(self._files, rows or [0] * len(self._files)):
@@ -139,8 +139,8 @@ def read_log(path, settings):
         raise UserError(f"{path}: cannot be read ({error}); start again with --overwrite") from error
     differing = [name for name in settings if json.loads(_line(settings))[name] != before.get(name)]
     if differing:
-        raise UserError(f"{path}: the stopped run was of other {', '.join(differing)}; go on with the same, or start again "
-                        "with --overwrite")
+        raise UserError(f"{path}: the stopped run was of other {', '.join(differing)}; go on with the same, or "
+                        "start again with --overwrite")
     os.truncate(path, len(whole))
     return entries
 

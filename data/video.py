@@ -2,10 +2,10 @@
 
 PyAV (which brings ffmpeg) decodes, OpenCV resizes. N is the number of segments, a second each.
 
-- A clip of about N seconds (up to half a second more or less) is taken as a whole: the frames are spread over all that were
-  decoded, whatever the container promises. Of a longer clip the first N seconds are used; the rest is not decoded.
-- What is missing of a shorter clip, or of its sound, makes it a VideoError, or with `pad` is filled: with the last frame, and
-  with silence.
+- A clip of about N seconds (up to half a second more or less) is taken as a whole: the frames are spread over all that
+  were decoded, whatever the container promises. Of a longer clip the first N seconds are used; the rest is not decoded.
+- What is missing of a shorter clip, or of its sound, makes it a VideoError, or with `pad` is filled: with the last
+  frame, and with silence.
 - Damaged parts are passed over, as a player does.
 - Frames and sound both count from their own beginning.
 """
@@ -37,17 +37,21 @@ class Clip(NamedTuple):
 
 
 def read_clip(path, segments=10, pad=False):
-    """The Clip of a video file; raises VideoError where it cannot be read, has no picture, or is too short and not padded."""
+    """The Clip of a video file.
+
+    Raises VideoError where it cannot be read, has no picture, or is too short and not padded.
+    """
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)
 
 
 def frame_numbers(count, segments=10):
-    """Numbers [segments, 16] of the chosen ones of `count` frames; VideoError where there are fewer frames than segments."""
+    """Numbers [segments, 16] of the chosen ones of `count` frames; VideoError where those are fewer than segments."""
     interval = count // segments
     if interval == 0:
-        raise VideoError(f"has {count} frame{'s' * (count != 1)}; at least one for each of {segments} seconds is needed")
+        raise VideoError(f"has {count} frame{'s' * (count != 1)}; at least one for each of {segments} seconds "
+                         "is needed")
     within = np.arange(FRAMES_OF_A_SEGMENT) / FRAMES_OF_A_SEGMENT * interval
     return (np.arange(segments)[:, np.newaxis] * interval + within).astype(int)
 
@@ -57,8 +61,8 @@ def frame_numbers(count, segments=10):
 def read_frames(path, segments=10, pad=False):
     """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip.
 
-    Which frames are needed depends on how many there are. So those are kept that would be right for the promised number, and
-    where another number was decoded, the file is decoded once more.
+    Which frames are needed depends on how many there are. So those are kept that would be right for the promised
+    number, and where another number was decoded, the file is decoded once more.
     """
     with _open(path, "video") as (_, stream):
         promised = stream.frames
@@ -108,8 +112,8 @@ def _choose(film, segments, pad):
     total = film.count
     if film.seconds < segments - TOLERANCE:
         if not pad:
-            raise VideoError(f"lasts {film.seconds:.1f} s, {segments} are needed (--pad fills up with the last frame and silence, "
-                             "--segments takes fewer)")
+            raise VideoError(f"lasts {film.seconds:.1f} s, {segments} are needed (--pad fills up with the last "
+                             "frame and silence, --segments takes fewer)")
         total += round((segments - film.seconds) * film.count / film.seconds)
         notes.append(f"the last frame fills {segments - film.seconds:.1f} s")
     return np.minimum(frame_numbers(total, segments), film.count - 1), notes
@@ -157,8 +161,8 @@ def read_sound(path, segments=10, pad=False):
     missing = segments - len(sound) / rate
     if missing > TOLERANCE:
         if not pad:
-            raise VideoError(f"has {len(sound) / rate:.1f} s of sound, {segments} are needed (--pad fills up with silence, "
-                             "--segments takes fewer)")
+            raise VideoError(f"has {len(sound) / rate:.1f} s of sound, {segments} are needed (--pad fills up with "
+                             "silence, --segments takes fewer)")
         notes.append(f"silence fills {missing:.1f} s of the sound")
     return np.pad(sound, ((0, segments * rate - len(sound)), (0, 0))), rate, notes
 
@@ -169,14 +173,16 @@ def read_sound(path, segments=10, pad=False):
 def _open(path, kind):
     """(container, its best stream of the kind; None where it has no sound). Raises VideoError for whatever is wrong."""
     try:
-        # A name is a name, though it may look like an address; nothing but this file is read; tags may be in any encoding.
+        # A name is a name, though it may look like an address; no other file is read; tags may be in any encoding.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
             stream = container.streams.best(kind)
             if stream is None and kind == "video":
-                raise VideoError("has no picture, only sound" if container.streams.audio else "has neither picture nor sound")
+                raise VideoError("has no picture, only sound" if container.streams.audio else
+                                 "has neither picture nor sound")
             if stream is not None:
                 if stream.codec_context is None:
-                    raise VideoError(f"has a kind of {'picture' if kind == 'video' else 'sound'} that cannot be decoded here")
+                    what = "picture" if kind == "video" else "sound"
+                    raise VideoError(f"has a kind of {what} that cannot be decoded here")
                 stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
             yield container, stream
     except VideoError:
@@ -187,7 +193,7 @@ def _open(path, kind):
 
 
 def _frames(container, stream, damaged):
-    """Frames as they are decoded; what cannot be read or decoded is passed over, and its error put into the list `damaged`."""
+    """Frames as they are decoded; what cannot be is passed over, and its error put into the list `damaged`."""
     for packet in chain(_packets(container, stream, damaged), [None]):      # None empties the decoder
         try:
             frames = stream.decode(packet)

@@ -1,4 +1,4 @@
-"""VGGish, the network behind the audio features of AVE (Hershey et al., ICASSP 2017), with the parameter names of torchvggish.
+"""VGGish (Hershey et al., ICASSP 2017), the network behind the audio features of AVE; named as in torchvggish.
 
 The embedding of AVE is the last dense layer's output after its ReLU: no PCA and no quantisation.
 """

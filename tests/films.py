@@ -26,7 +26,10 @@ def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
 
 def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", codec="mpeg4", sound_codec="pcm_s16le",
          picture=numbered_picture, times=None, **options):
-    """Writes a film of numbered pictures; returns its path. times: when each is shown, in milliseconds (else at a fixed rate)."""
+    """Writes a film of numbered pictures; returns its path.
+
+    times: when each picture is shown, in milliseconds; else at a fixed rate.
+    """
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=1000 if times else rate)
         first = picture(0)

@@ -79,7 +79,8 @@ def test_vgg19_is_keras():
             kernel = recipe.weight(f"{name}/kernel", shape, np.prod(shape[:3]))
             layer.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
             layer.bias.copy_(torch.from_numpy(recipe.weight(f"{name}/bias", shape[3:], 0)))
-        maps = network(torch.from_numpy(np.stack([recipe.picture(seed, 224, 224) for seed in golden["pictures"]]))).numpy()
+        pictures = np.stack([recipe.picture(seed, 224, 224) for seed in golden["pictures"]])
+        maps = network(torch.from_numpy(pictures)).numpy()
     np.testing.assert_allclose(maps[..., :4], golden["cells"], rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(np.linalg.norm(maps.reshape(2, -1), axis=1), golden["norm"], rtol=1e-8)
 
@@ -97,7 +98,8 @@ def test_vggish_is_torchvggish():
 @pytest.mark.parametrize("case", ["log_mel_16k", "log_mel_44k_stereo"])
 def test_log_mel_is_the_published_one(case):
     golden = GOLDEN[case]
-    seen = examples(recipe.sound(golden["seed"], golden["rate"], golden["seconds"], golden["channels"]), golden["rate"], 2)
+    sound = recipe.sound(golden["seed"], golden["rate"], golden["seconds"], golden["channels"])
+    seen = examples(sound, golden["rate"], 2)
     assert seen.shape == (2, 96, 64)
     np.testing.assert_allclose(seen[:, :3], golden["first_rows"], rtol=0, atol=1e-8)
     np.testing.assert_allclose(np.linalg.norm(seen, axis=(1, 2)), golden["norm"], rtol=1e-8)
@@ -105,7 +107,8 @@ def test_log_mel_is_the_published_one(case):
 
 def test_log_mel_of_a_sine():
     wave_44k = np.sin(2 * np.pi * 1000 * np.arange(0, 3, 1 / 44100))
-    np.testing.assert_allclose(log_mel(resampy.resample(wave_44k, 44100, 16000))[0], GOLDEN["sine_1khz"]["first_row"], atol=1e-8)
+    wave_16k = resampy.resample(wave_44k, 44100, 16000)
+    np.testing.assert_allclose(log_mel(wave_16k)[0], GOLDEN["sine_1khz"]["first_row"], atol=1e-8)
 
 
 def test_channels_are_averaged():
@@ -209,10 +212,11 @@ def test_a_film_without_sound_has_none(tmp_path):
     assert clip.sound is None and clip.notes == ["no sound: its audio features are zeros"]
 
 
-@pytest.mark.parametrize("suffix, options", [("mp4", {}), ("mp4", {"movflags": "faststart"}), ("mkv", {}), ("ts", {}), ("avi", {})])
+@pytest.mark.parametrize("suffix, options", [("mp4", {}), ("mp4", {"movflags": "faststart"}), ("mkv", {}), ("ts", {}),
+                                             ("avi", {})])
 def test_a_film_cut_off_anywhere_is_padded_or_refused(tmp_path, suffix, options):
     sound_codec = "mp2" if suffix in ("ts", "avi") else "aac"
-    content = film(tmp_path / f"whole.{suffix}", 2, 16, tone(2), codec="mpeg4", sound_codec=sound_codec, **options).read_bytes()
+    content = film(tmp_path / f"whole.{suffix}", 2, 16, tone(2), sound_codec=sound_codec, **options).read_bytes()
     cut, outcomes = tmp_path / f"cut.{suffix}", set()
     for share in np.linspace(0, 1, 25):
         cut.write_bytes(content[:round(share * len(content))])
@@ -257,7 +261,7 @@ def test_a_name_that_looks_like_an_address_is_a_name(tmp_path, monkeypatch):
 def test_missing_weights_are_told_in_one_message(script, clips, tmp_path):
     done = script("data/extract_features.py", "--videos", clips, "--output_dir", tmp_path / "out", code=2, cwd=tmp_path)
     assert "2 weight files not found" in done.stderr
-    for part in ("vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5", "80 MB", "vggish-10086976.pth", "289 MB", "https://"):
+    for part in (vgg19.WEIGHTS.default.name, "80 MB", vggish.WEIGHTS.default.name, "289 MB", "https://"):
         assert part in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -307,7 +311,8 @@ class Malicious:
 def test_vggish_weights_run_nothing(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     torch.save(Malicious(), path)
-    monkeypatch.setattr(vggish, "WEIGHTS", vggish.WEIGHTS._replace(digest=hashlib.sha256(path.read_bytes()).hexdigest()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(vggish, "WEIGHTS", vggish.WEIGHTS._replace(digest=digest))
     with pytest.raises(WeightsError, match="does not hold torchvggish's state dict"):
         vggish.load_vggish(path)
 
@@ -373,8 +378,8 @@ def expected_visual(path):
 
 def test_the_real_networks_run_over_one_second(script, tmp_path):
     path = film(tmp_path / "still.mkv", 1, 16, tone(1), codec="ffv1", picture=lambda _: recipe.picture(2, 48, 160))
-    script("data/extract_features.py", "--videos", path, "--output_dir", tmp_path, "--random_weights", "--segments", "1",
-           "--device", "cpu")
+    script("data/extract_features.py", "--videos", path, "--output_dir", tmp_path, "--random_weights",
+           "--segments", "1", "--device", "cpu")
     visual, audio, attributes = features(tmp_path)
     assert attributes["random_weights"]
     clip = read_clip(path, 1)
@@ -399,7 +404,8 @@ def test_rows_are_the_sorted_names_and_a_broken_file_has_none(small_networks, cl
     assert error.count("mean nothing") == 2
 
     visual, audio, attributes = features(tmp_path / "out")
-    assert visual.shape == (3, 1, 7, 7, 512) and visual.dtype == audio.dtype == np.float64 and audio.shape == (3, 1, 128)
+    assert visual.shape == (3, 1, 7, 7, 512) and audio.shape == (3, 1, 128)
+    assert visual.dtype == audio.dtype == np.float64
     np.testing.assert_allclose(visual[0, 0, ..., :3], expected_visual(folder / "a.mov"), rtol=1e-5)
     np.testing.assert_allclose(visual[1, 0, ..., :3], expected_visual(folder / "c.MOV"), rtol=1e-5)
     assert audio[:2].max(axis=(1, 2)).all() and not audio[2].any()
@@ -478,7 +484,8 @@ def test_a_run_stopped_after_any_video_ends_in_the_same_bytes(small_networks, cl
     for stop_at in range(4):
         def add(self, entry, rows):
             if len(self.entries) == stop_at:
-                self._files[0]["avadataset"][stop_at:] = 7      # the worst moment: a row half written, the log's line torn
+                # The worst moment: a row half written, the log's line torn.
+                self._files[0]["avadataset"][stop_at:] = 7
                 self._log.write('{"video": "ri')
                 raise Stopped
             whole_add(self, entry, rows)
@@ -516,7 +523,8 @@ def test_a_killed_run_goes_on(small_networks, clips, tmp_path):
     log = tmp_path / "killed" / "extraction.jsonl.partial"
     running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_bytes().count(b"\n") > 5) and running.poll() is None and time.monotonic() < deadline:
+    while not (log.exists() and log.read_bytes().count(b"\n") > 5):
+        assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL

@@ -1,6 +1,6 @@
-"""Weights and inputs behind extraction.json, rebuilt from numpy's frozen legacy generator: any machine gets the same bits.
+"""Weights and inputs behind extraction.json, rebuilt from numpy's frozen legacy generator, the same on any machine.
 
-Names and shapes of the weights are those of the published files; those of VGGish are seeded with `vggish/` before the name.
+Names and shapes of the weights are those of the published files; VGGish's are seeded with `vggish/` before the name.
 """
 import zlib
 
