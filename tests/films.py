@@ -1,0 +1,61 @@
+"""Makes small films with test pictures and tones (PyAV encodes), for the tests of the feature extraction."""
+import av
+import numpy as np
+
+BITS = 10
+
+
+def numbered_picture(number, width=160, height=48):
+    """RGB uint8 [height, width, 3]: upright bars, white for each 1 among the bits of the number, the lowest first."""
+    bars = np.array([255 * (number >> bit & 1) for bit in range(BITS)], np.uint8)
+    return np.broadcast_to(bars.repeat(width // BITS)[None, :, None], (height, width, 3)).copy()
+
+
+def number_of(picture):
+    """The number that a picture shows, at any size."""
+    row = picture[picture.shape[0] // 2].mean(axis=-1)
+    centres = ((np.arange(BITS) + 0.5) * len(row) / BITS).astype(int)
+    return int((row[centres] > 127) @ (1 << np.arange(BITS)))
+
+
+def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
+    """int16 [seconds * rate, channels]: a tone in each channel."""
+    t = np.arange(round(seconds * rate)) / rate
+    return np.stack([np.round(strength * 32767 * np.sin(2 * np.pi * h * t)) for h in hertz], axis=1).astype(np.int16)
+
+
+def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", codec="mpeg4", sound_codec="pcm_s16le",
+         picture=numbered_picture, times=None, **options):
+    """Writes a film of numbered pictures; returns its path.
+
+    times: when each picture is shown, in milliseconds; else at a fixed rate.
+    """
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=1000 if times else rate)
+        first = picture(0)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *first.shape[:2], "yuv420p", 2_000_000
+        heard = container.add_stream(sound_codec, rate=sound_rate, layout=layout) if sound is not None else None
+        for number in range(len(times) if times else round(seconds * rate)):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts = times[number] if times else number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if heard:
+            for start in range(0, len(sound), 1024):
+                block = np.ascontiguousarray(sound[start:start + 1024].reshape(1, -1))
+                frame = av.AudioFrame.from_ndarray(block, format="s16", layout=layout)
+                frame.sample_rate, frame.pts = sound_rate, start
+                container.mux(heard.encode(frame))
+            container.mux(heard.encode())
+    return path
+
+
+def turned(path, quarters):
+    """Sets the rotation flag of an mp4 or mov film: clockwise quarter turns that a player makes."""
+    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 4 + 40      # version 0: the matrix stands 40 bytes behind the box's name
+    matrix = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
+    content[start:start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    path.write_bytes(content)
+    return path
