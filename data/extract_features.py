@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.files import UserError, refuse_to_overwrite, write_atomically  # noqa: E402
+from data.progress import progress_bar  # noqa: E402
 from dataset import read_annotations  # noqa: E402
 from model import vgg19, vggish  # noqa: E402
-from model.weights import WeightsError, find_missing  # noqa: E402
-from utils import (OptionParser, UserError, add_overwrite_option, number, refuse_to_overwrite, run_script,  # noqa: E402
-                   select_device, write_atomically)
+from model.weights import find_missing  # noqa: E402
+from utils import OptionParser, add_overwrite_option, bounded, one_line_errors, select_device  # noqa: E402
 
 PACKAGES = "av==18.1.0 opencv-python-headless==4.14.0.94 resampy==0.4.3 numba==0.68.1"
 
@@ -69,7 +69,7 @@ def find_videos(place, annotations=None):
         files = sorted((path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()),
                        key=lambda path: path.name)
     else:
-        raise UserError(f"--videos {place}: is not there")
+        raise UserError(f"--videos {place}: does not exist")
     if not files:
         raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(sorted(SUFFIXES))})")
     if annotations is None:
@@ -144,11 +144,8 @@ def load_networks(args, device):
         print(RANDOM_WARNING, file=sys.stderr)
         networks = [randomised(vgg19.VGG19()), randomised(vggish.VGGish())]
     else:
-        try:
-            find_missing([(vgg19.WEIGHTS, args.vgg19_weights), (vggish.WEIGHTS, args.vggish_weights)])
-            networks = [vgg19.load_vgg19(args.vgg19_weights), vggish.load_vggish(args.vggish_weights)]
-        except WeightsError as error:
-            raise UserError(str(error)) from error
+        find_missing([(vgg19.WEIGHTS, args.vgg19_weights), (vggish.WEIGHTS, args.vggish_weights)])
+        networks = [vgg19.load_vgg19(args.vgg19_weights), vggish.load_vggish(args.vggish_weights)]
     torch.backends.cudnn.deterministic = True      # a run that goes on must end in the same bits
     return [network.to(device).eval() for network in networks]
 
@@ -172,7 +169,7 @@ def options():
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="where the feature files go")
     parser.add_argument("--annotations", type=Path, metavar="FILE",
                         help="Annotations.txt: row i is line i, of the file ID.mp4 (or another kind of video)")
-    parser.add_argument("--segments", type=number(int, 1, 1000), default=10, metavar="N",
+    parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10, metavar="N",
                         help="segments of a video, a second each (default: %(default)s)")
     parser.add_argument("--pad", action="store_true",
                         help="of a clip that is too short, fill up with its last frame and silence; else it cannot be "
@@ -190,7 +187,7 @@ def options():
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
-    machine.add_argument("--batch_size", type=number(int, 1), default=16, metavar="N",
+    machine.add_argument("--batch_size", type=bounded(int, 1), default=16, metavar="N",
                          help="frames that VGG-19 sees at once (default: %(default)s)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with the run in --output_dir that was stopped; same options")
@@ -200,7 +197,7 @@ def options():
 
 
 def open_row_files(args, videos):
-    """The RowFiles of this run; UserError where others are there already."""
+    """The RowFiles of this run; UserError where others exist already."""
     outputs = {args.output_dir / "visual_feature.h5": ((args.segments, 7, 7, 512), args.dtype),
                args.output_dir / "audio_feature.h5": ((args.segments, 128), args.dtype)}
     log = args.output_dir / "extraction.jsonl"
@@ -224,8 +221,7 @@ def extract(args, videos, files, networks, device):
     """Adds the features of all videos that files has not, and says what is odd about a video."""
     done = len(files.entries)
     frames = args.segments * FRAMES_OF_A_SEGMENT
-    with tqdm(total=len(videos) * frames, initial=done * frames, desc="extracting", unit="frame",
-              mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+    with progress_bar(total=len(videos) * frames, initial=done * frames, desc="extracting", unit="frame") as bar:
         for video, prepared in prepare_ahead(videos[done:], args.segments, args.pad):
             entry, rows = {"video": video.name, "error": None, "notes": []}, None
             if isinstance(prepared, VideoError):
@@ -253,14 +249,14 @@ def main():
     with row_files as files:
         try:
             extract(args, videos, files, networks, device)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             print(f"{len(files.entries)} of {len(videos)} videos are done; go on with --resume", file=sys.stderr)
             raise
         failed = [(row, files.entries[row]) for row in files.failed]
         used = [entry["video"] for entry in files.entries if not entry["error"]]
         if used and not args.annotations:
             text = "".join(f"{name}\n" for name in used)
-            write_atomically(args.output_dir / "videos.txt", lambda path: path.write_text(text))
+            write_atomically(args.output_dir / "videos.txt", text)
         if used:
             files.finish()
             print(f"{', '.join(map(str, files.layouts))}: {len(videos) if args.annotations else len(used)} rows")
@@ -280,4 +276,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with one_line_errors():
+        main()

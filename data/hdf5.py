@@ -112,20 +112,21 @@ def new_h5(path, shape, dtype, key="avadataset"):
     partial = Path(f"{path}.partial")
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        _reserve(partial, path, size)
+        reserve_room(partial, path, size)
         with h5py.File(partial, "w") as file:
             dataset = file.create_dataset(key, shape, dtype)
             if size:
                 dataset[:1] = np.zeros((), dtype)      # HDF5 lays out a dataset when it is first written to
                 file.flush()
-                _reserve(partial, path, partial.stat().st_size)
+                reserve_room(partial, path, partial.stat().st_size)
             yield dataset
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _reserve(partial, path, size):
+def reserve_room(partial, path, size):
+    """Takes the disk blocks of a file of that size; OSError that names `path` where there are too few."""
     if size and hasattr(os, "posix_fallocate"):
         with naming(path), open(partial, "ab") as file:
             os.posix_fallocate(file.fileno(), 0, size)

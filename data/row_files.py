@@ -1,4 +1,4 @@
-"""HDF5 files that are written a row at a time, by a run that can be stopped at any moment and gone on with.
+"""HDF5 files that are written a row at a time, by a run that can be stopped at any moment and resumed.
 
 While they grow, the files are named `FILE.partial`, and a log beside them has a line for each item that is done. A line
 is written once its rows are in the files; a run that goes on does everything after the last whole line again.
@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data.prepare_labels import new_h5, take_room
-from utils import UserError
+from data.files import UserError, one_line
+from data.hdf5 import new_h5, reserve_room
 
 KEY = "avadataset"
 
@@ -105,13 +105,13 @@ def create(path, shape, dtype, attributes):
     """A partial file of zeros, contiguous, whose room on the disk is taken."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     partial(path).unlink(missing_ok=True)
-    take_room(partial(path), path, size)
+    reserve_room(partial(path), path, size)
     with h5py.File(partial(path), "w") as file:
         dataset = file.create_dataset(KEY, shape, dtype)
         dataset.attrs.update(attributes)
         dataset[:1] = np.zeros((), dtype)      # HDF5 lays out a dataset when it is first written to
         file.flush()
-        take_room(partial(path), path, partial(path).stat().st_size)
+        reserve_room(partial(path), path, partial(path).stat().st_size)
 
 
 def _open_to_write(path):
@@ -120,8 +120,7 @@ def _open_to_write(path):
     except BlockingIOError as error:
         raise UserError(f"{path}: another run is writing to it; wait until that is done") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be gone on with ({' '.join(str(error).split())[:100]}); start again with "
-                        "--overwrite") from error
+        raise UserError(f"{path}: cannot be resumed ({one_line(error)}); start again with --overwrite") from error
 
 
 def read_log(path, settings):

@@ -10,7 +10,8 @@ import h5py
 import torch
 from torch import nn
 
-from model.weights import WeightsError, WeightsFile, check_digest
+from data.files import UserError, one_line
+from model.weights import WeightsFile, check_digest
 
 WEIGHTS = WeightsFile(
     "Keras' VGG-19 without its top layers", Path("model/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"),
@@ -48,7 +49,7 @@ class VGG19(nn.Module):
 
 
 def load_vgg19(path):
-    """VGG19 with the weights of Keras' file; raises WeightsError where the file is another one."""
+    """VGG19 with the weights of Keras' file; raises UserError where the file is another one."""
     check_digest(path, WEIGHTS)
     network = VGG19()
     read_keras_weights(network, path)
@@ -56,7 +57,7 @@ def load_vgg19(path):
 
 
 def read_keras_weights(network, path):
-    """Copies kernels [3, 3, in, out] and biases [out] from groups named as the layers; WeightsError where none fit."""
+    """Copies kernels [3, 3, in, out] and biases [out] from groups named as the layers; UserError where none fit."""
     try:
         with h5py.File(path, "r") as file, torch.no_grad():
             for name, layer in network.convolutions.items():
@@ -67,6 +68,6 @@ def read_keras_weights(network, path):
                 layer.weight.copy_(kernel.permute(3, 2, 0, 1))
                 layer.bias.copy_(bias)
     except (OSError, KeyError, AttributeError, ValueError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"{path}: does not hold the layers of {WEIGHTS.what} "
-                           f"({' '.join(str(error).split())[:100]}); "
+        raise UserError(f"{path}: does not hold the layers of {WEIGHTS.what} "
+                           f"({one_line(error)}); "
                            f"download it again from {WEIGHTS.source}") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.weights import WeightsError, WeightsFile, check_digest
+from data.files import UserError, one_line
+from model.weights import WeightsFile, check_digest
 
 WEIGHTS = WeightsFile(
     "torchvggish's state dict", Path("model/vggish-10086976.pth"),
@@ -36,12 +37,12 @@ class VGGish(nn.Module):
 
 
 def load_vggish(path):
-    """VGGish with torchvggish's weights; raises WeightsError where the file is another one."""
+    """VGGish with torchvggish's weights; raises UserError where the file is another one."""
     check_digest(path, WEIGHTS)
     network = VGGish()
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
-        raise WeightsError(f"{path}: does not hold {WEIGHTS.what} ({' '.join(str(error).split())[:100]}); "
+        raise UserError(f"{path}: does not hold {WEIGHTS.what} ({one_line(error)}); "
                            f"download it again from {WEIGHTS.source}") from error
     return network

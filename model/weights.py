@@ -3,9 +3,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-
-class WeightsError(Exception):
-    """A weight file is missing or is not the published one; the text says which, what is wrong and what to do."""
+from data.files import UserError
 
 
 class WeightsFile(NamedTuple):
@@ -19,19 +17,19 @@ class WeightsFile(NamedTuple):
 
 
 def find_missing(files):
-    """Raises WeightsError with one message for all that are not there. files: (WeightsFile, path) pairs."""
+    """Raises UserError with one message for all that do not exist. files: (WeightsFile, path) pairs."""
     missing = [f"  {path}: {file.what}, {file.megabytes} MB, from\n      {file.source}"
                for file, path in files if not Path(path).is_file()]
     if missing:
-        raise WeightsError("\n".join([f"{len(missing)} weight file{'s' * (len(missing) > 1)} not found:", *missing,
+        raise UserError("\n".join([f"{len(missing)} weight file{'s' * (len(missing) > 1)} not found:", *missing,
                                       "Put them there, or name them with --vgg19_weights and --vggish_weights.",
                                       "To try it all without them: --random_weights (features that mean nothing)."]))
 
 
 def check_digest(path, file):
-    """Raises WeightsError unless the content of `path` has the digest of the published file."""
+    """Raises UserError unless the content of `path` has the digest of the published file."""
     with open(path, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False)).hexdigest()
     if not digest.startswith(file.digest):
-        raise WeightsError(f"{path}: is not {file.what}: its {file.algorithm.upper()} is {digest[:len(file.digest)]}, "
+        raise UserError(f"{path}: is not {file.what}: its {file.algorithm.upper()} is {digest[:len(file.digest)]}, "
                            f"expected {file.digest}; download it again from {file.source}")

@@ -20,13 +20,14 @@ resampy = pytest.importorskip("resampy")
 
 import data.extract_features as script_module  # noqa: E402
 import data.video as video  # noqa: E402
+from data.files import UserError  # noqa: E402
 from data.log_mel import examples, log_mel  # noqa: E402
 from data.row_files import RowFiles  # noqa: E402
 from data.video import VideoError, frame_numbers, read_clip, read_frames, read_sound, resize  # noqa: E402
 from films import film, number_of, tone, turned  # noqa: E402
 from golden import extraction_recipe as recipe  # noqa: E402
 from model import vgg19, vggish  # noqa: E402
-from model.weights import WeightsError, check_digest, find_missing  # noqa: E402
+from model.weights import check_digest, find_missing  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((ROOT / "tests/golden/extraction.json").read_text())
@@ -268,7 +269,7 @@ def test_missing_weights_are_told_in_one_message(script, clips, tmp_path):
 
 def test_one_missing_weight_file_is_named_alone(tmp_path):
     (tmp_path / "here").touch()
-    with pytest.raises(WeightsError, match="1 weight file not found") as error:
+    with pytest.raises(UserError, match="1 weight file not found") as error:
         find_missing([(vgg19.WEIGHTS, tmp_path / "here"), (vggish.WEIGHTS, tmp_path / "gone")])
     assert "Keras" not in str(error.value)
 
@@ -279,7 +280,7 @@ def test_the_digest_decides(tmp_path):
     check_digest(path, vgg19.WEIGHTS._replace(digest="900150983cd24fb0d6963f7d28e17f72"))      # RFC 1321
     check_digest(path, vggish.WEIGHTS._replace(digest="ba7816bf"))                              # FIPS 180-2
     for wrong in (vgg19.WEIGHTS, vggish.WEIGHTS):
-        with pytest.raises(WeightsError, match=f"is not {wrong.what}: its {wrong.algorithm.upper()} is"):
+        with pytest.raises(UserError, match=f"is not {wrong.what}: its {wrong.algorithm.upper()} is"):
             check_digest(path, wrong)
 
 
@@ -299,7 +300,7 @@ def test_keras_weights_are_read(tmp_path, monkeypatch, kernel_name, bias_name):
         assert layer.weight[1, 0, 2, 1] == kernel[2, 1, 0, 1]
         assert layer.bias.tolist() == bias.tolist()
     network.convolutions["block9_conv1"] = torch.nn.Conv2d(1, 1, 3)
-    with pytest.raises(WeightsError, match="does not hold the layers"):
+    with pytest.raises(UserError, match="does not hold the layers"):
         vgg19.read_keras_weights(network, tmp_path / "keras.h5")
 
 
@@ -313,7 +314,7 @@ def test_vggish_weights_run_nothing(tmp_path, monkeypatch):
     torch.save(Malicious(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(vggish, "WEIGHTS", vggish.WEIGHTS._replace(digest=digest))
-    with pytest.raises(WeightsError, match="does not hold torchvggish's state dict"):
+    with pytest.raises(UserError, match="does not hold torchvggish's state dict"):
         vggish.load_vggish(path)
 
 
@@ -457,7 +458,7 @@ def test_what_cannot_be_right_is_said_in_one_line(small_networks, clips, tmp_pat
     (tmp_path / "Annotations.txt").write_text("Cat&right0&good&0&1\n")
     (tmp_path / "other.txt").write_text("Cat&unknown&good&0&1\n")
     for options, message in (
-            (["--videos", tmp_path / "gone"], "is not there"),
+            (["--videos", tmp_path / "gone"], "does not exist"),
             (["--videos", tmp_path / "empty"], "has no video files"),
             (["--videos", tmp_path / "twice", "--annotations", tmp_path / "Annotations.txt"], "are of one YouTube id"),
             (["--videos", clips, "--annotations", tmp_path / "other.txt"], "no file is named by a YouTube id")):
