@@ -11,7 +11,6 @@ of classes are read from the files. The last class is background.
 """
 import math
 import os
-import re
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,19 +21,12 @@ import torch
 from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
-from data.files import UserError, one_line
-from data.hdf5 import blocks_of, check_finite, open_h5, read_finite_rows, read_rows
+from data.files import UserError
+from data.hdf5 import blocks_of, check_finite, open_h5, read_finite_rows, read_rows, refusing
 from data.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
 FEATURES = ("audio", "visual")      # each may have background videos in a file of its own, '<name>_bg'
-
-# Names of the classes of AVE, in the order of its label files.
-AVE_CLASSES = (
-    "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
-    "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
-    "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
-    "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin", "background")
 
 _AVE_ECCV18 = "https://github.com/YapengTian/AVE-ECCV18"
 _PSP_FILES = "https://drive.google.com/drive/folders/1q8GYBqfkyDDAnVMClrMTXR9YzH9UPcSM"
@@ -66,13 +58,25 @@ AVE_FILES = {
 
 
 def required_files(splits, weak_training=False, background_videos=True):
-    """Names (of `AVE_FILES`) of the files that these splits are read from; weak training needs two or five more."""
-    names = [*FEATURES, "labels", *(f"order_{split}" for split in splits)]
+    """Names (of `AVE_FILES`) of the files that these splits are read from; weak training needs two or five more.
+
+    splits: [None] for features without labels.
+    """
+    names = list(FEATURES)
+    if splits != [None]:
+        names += ["labels", *(f"order_{split}" for split in splits)]
     if weak_training:
         names += ["video_labels", "label_share"]
         if background_videos:
             names += [f"{name}_bg" for name in FEATURES] + ["labels_bg"]
     return names
+
+
+def has_labels(data_dir, given=None):
+    """Whether a label or order file exists, or is given; else the folder holds features to be labelled."""
+    names = ["labels", *(f"order_{split}" for split in SPLITS)]
+    return any((given or {}).get(name) is not None for name in names) or any(
+        (Path(data_dir) / file_name).exists() for name in names for file_name in AVE_FILES[name].names)
 
 
 def find_files(data_dir, names, given=None):
@@ -106,7 +110,7 @@ class Sizes(NamedTuple):
     audio_dim: int         # Da
     map_size: tuple        # (h, w)
     visual_dim: int        # Dv
-    num_classes: int       # C, background included
+    num_classes: int       # C, background included; None without labels
 
     @property
     def background(self):
@@ -126,7 +130,7 @@ class AVEDataset(Dataset):
         video_label  int64, with weak=True: event category of the video (mil_labels.h5)
 
     files: path of each file by its name in `AVE_FILES`, see `find_files`.
-    split: 'train', 'val' or 'test'.
+    split: 'train', 'val' or 'test'; None: all videos of features that have no labels, by the order of the rows.
     weak: adds the video-level labels and, after the videos of the split, the background videos where files names them.
     features: 'memory', read once and held; or 'disk', read again for each item and never held.
     dtype: of visual features held in memory (torch.bfloat16 takes half the room).
@@ -140,9 +144,13 @@ class AVEDataset(Dataset):
         self.sizes = read_sizes(files)
         self.in_memory = features == "memory"
         self.device = torch.device(device if self.in_memory else "cpu")
-        rows = read_order(files, f"order_{split}", self.sizes.num_videos)
-
-        tensors = {"labels": read_one_hot(files, "labels")[rows], "video": rows}
+        self.random_weights = any(has_random_weights(files, name) for name in FEATURES)
+        if split is None:
+            rows = torch.arange(self.sizes.num_videos)
+            tensors = {"video": rows}
+        else:
+            rows = read_order(files, f"order_{split}", self.sizes.num_videos)
+            tensors = {"labels": read_one_hot(files, "labels")[rows], "video": rows}
         parts = {name: [(files[name], name, rows)] for name in FEATURES}
         if weak:
             check_weak_shapes(files, self.sizes)
@@ -263,55 +271,6 @@ class FeatureRows:
         return features
 
 
-# ------------------------------------------------------------------------------------------ annotations
-
-class Annotation(NamedTuple):
-    """One line of Annotations.txt: segments start .. end-1 of the video hold the event."""
-    category: str
-    video_id: str      # on YouTube
-    quality: str
-    start: int
-    end: int
-
-
-def read_annotations(path):
-    """The annotations of all videos, a line `category&YouTube id&quality&start&end` each, in the order of the rows.
-
-    Raises UserError, with the line's number, for a line that is not of that form.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: not found, or not a file")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from error
-    annotations = []
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("&")
-        times = [field for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
-        if len(fields) != 5 or not fields[0] or len(times) != 2 or int(fields[3]) > int(fields[4]):
-            raise UserError(f"{path}: line {number} is {line[:80]!r}; expected category&YouTube id&quality&start&end "
-                            "with whole seconds, start not after end")
-        annotations.append(Annotation(*fields[:3], int(fields[3]), int(fields[4])))
-    if not annotations:
-        raise UserError(f"{path}: holds no annotations")
-    return annotations
-
-
-def class_names(annotations=None, num_classes=len(AVE_CLASSES)):
-    """Names of the classes, background last.
-
-    Those of AVE where the annotations (or, without any, the number of classes) fit them; else the annotations'
-    categories in the order of their first appearance; else numbers.
-    """
-    named = list(dict.fromkeys(annotation.category for annotation in annotations or []))
-    if set(named) <= set(AVE_CLASSES) and num_classes == len(AVE_CLASSES):
-        return list(AVE_CLASSES)
-    if len(named) != num_classes - 1:
-        named = [f"category {index}" for index in range(num_classes - 1)]
-    return [*named, "background"]
-
-
 # ------------------------------------------------------------------------------------- reading the files
 
 def open_file(path, name):
@@ -326,23 +285,34 @@ def _shape(files, name):
 
 def visual_values(files, splits):
     """How many values the visual features of these splits have, and of the background videos if `files` names them."""
-    videos = sum(_shape(files, f"order_{split}")[0] for split in splits)
+    videos = sum(_shape(files, f"order_{split}" if split else "visual")[0] for split in splits)
     if "visual_bg" in files:
         videos += _shape(files, "visual_bg")[0]
     return videos * math.prod(_shape(files, "visual")[1:])
 
 
+def has_random_weights(files, name):
+    """Whether data/extract_features.py made these features with random networks, so that they mean nothing."""
+    with open_file(files[name], name) as file, refusing(files[name]):
+        return bool(np.all(file.attrs.get("random_weights", False)))
+
+
 def read_sizes(files):
-    """Sizes of the data from its three main files; UserError where their shapes disagree."""
+    """Sizes of the data from its main files; UserError where their shapes disagree."""
+    first = "labels" if "labels" in files else "audio"
     for name, axes in (("labels", 3), ("audio", 3), ("visual", 5)):
+        if name not in files:
+            continue
         shape = _shape(files, name)
         if len(shape) != axes or 0 in shape:
             raise UserError(f"{files[name]}: has shape {shape}; expected {AVE_FILES[name].content}")
-    videos, segments, num_classes = _shape(files, "labels")
+    videos, segments, num_classes = _shape(files, first)
     audio_dim = _shape(files, "audio")[2]
     height, width, visual_dim = _shape(files, "visual")[2:]
-    _check_shape(files, "audio", (videos, segments, audio_dim), "labels")
-    _check_shape(files, "visual", (videos, segments, height, width, visual_dim), "labels")
+    _check_shape(files, "audio", (videos, segments, audio_dim), first)
+    _check_shape(files, "visual", (videos, segments, height, width, visual_dim), first)
+    if first == "audio":
+        return Sizes(videos, segments, audio_dim, (height, width), visual_dim, num_classes=None)
     if num_classes < 2:
         raise UserError(f"{files['labels']}: has {num_classes} class; at least one category and background are needed")
     return Sizes(videos, segments, audio_dim, (height, width), visual_dim, num_classes)

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.annotations import names_and_ids
 from data.batches import TrainingBatches, read_ahead
 from data.files import UserError, write_atomically
 from data.memory import choose_place
 from data.progress import progress_bar
-from dataset import SPLITS, AVEDataset, class_names, find_files, read_annotations, required_files, visual_values
+from dataset import SPLITS, AVEDataset, find_files, has_labels, required_files, visual_values
 from model import processes
 from model.ablations import ATTENTIONS, MODALITIES, PROPAGATION_THRESHOLD
 from model.checkpoint import SETTINGS, load, network_sizes, rebuild
 from model.metrics import Predictions, bootstrap_interval
+from model.predictions import check_predictions_path, save_predictions
 from model.run import percent, settings_of
 from psp_model import PAPER_THRESHOLD
 
@@ -214,7 +216,7 @@ def parse_options(parser):
     if avel and (changed or {"stale_avps", "initial_weights"} & set(args.released_quirks)):
         parser.error("--threshold, the ablations, stale_avps and initial_weights are of PSP; AVEL has none of them")
     if "initial_weights" in args.released_quirks and changed & {"attention", "modality", "weighting"}:
-        parser.error("the quirk initial_weights needs all layers of PSP; leave out --attention, --modality, --weighting")
+        parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
     if args.propagation != "psp" and args.threshold is not None:
         parser.error(f"--propagation {args.propagation} is a --threshold, too; give one of them")
     if args.batches and "fixed_batches" in args.released_quirks:
@@ -283,8 +285,12 @@ def read_data(args, given, splits, device, weak_training=False, background_video
         features, place = choose_place(needed, device)
     where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
     print(f"features: {needed / 1e9:.1f} GB, {where}")
-    return {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place)
+    data = {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place)
             for split in splits}
+    if any(dataset.random_weights for dataset in data.values()):
+        print(f"WARNING: the features in {args.data_dir} were made with --random_weights; no result on them means "
+              "anything", file=sys.stderr)
+    return data
 
 
 def training_batches(args, dataset, device):
@@ -323,7 +329,8 @@ def predict(network, dataset, batch_size, precision="fp32", progress=None):
         if progress is not None:
             progress.update(len(label))
     predicted, probability = (processes.gather(torch.cat(shares).cpu().numpy()) for shares in (predicted, probability))
-    video, labels = dataset.values["video"].cpu().numpy(), dataset.values["labels"].cpu().numpy()
+    video = dataset.values["video"].cpu().numpy()
+    labels = dataset.values["labels"].cpu().numpy() if "labels" in dataset.values else None
     finite = np.isfinite(probability).all(axis=1)
     if not finite.all():
         raise UserError(f"the network's output for video row {video[finite.argmin()]} is NaN or infinite: "
@@ -332,16 +339,20 @@ def predict(network, dataset, batch_size, precision="fp32", progress=None):
 
 
 def evaluate_checkpoint(args, given, setting):
-    """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions asked for."""
+    """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions asked for.
+
+    Where the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
+    """
     if processes.world_size() > 1:
         raise UserError("evaluation runs in one process; start it without torchrun")
     check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load(args.trained_model_path, setting)
     args.precision = args.precision or trained_precision(checkpoint, args.device)
     device = select_device(args)
-    data = read_data(args, given, ["val", "test"], device)
-    network = rebuild(checkpoint, args.trained_model_path, data["val"].sizes, args.threshold).to(device)
-    names, ids = names_and_ids(args, data["val"].sizes)
+    data = read_data(args, given, ["val", "test"] if has_labels(args.data_dir, given) else [None], device)
+    sizes = next(iter(data.values())).sizes
+    network = rebuild(checkpoint, args.trained_model_path, sizes, args.threshold).to(device)
+    names, ids = names_and_ids(args.data_dir, args.annotations, sizes.num_videos, checkpoint["network"]["num_classes"])
 
     with progress_bar(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False) as progress:
         results = {split: predict(network, dataset, args.batch_size, args.precision, progress)
@@ -350,14 +361,32 @@ def evaluate_checkpoint(args, given, setting):
     saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
     print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
           + about_network(checkpoint, network))
+    if None in results:
+        print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
+        print_found_classes(results[None], names)
+    else:
+        print_scores(results, names)
+    if args.save_predictions:
+        save_predictions(args.save_predictions, results, names, ids)
+
+
+def print_found_classes(result, names):
+    """How many videos and segments were given each label, most videos first."""
+    found = [(int((result.predicted == label).any(axis=1).sum()), int((result.predicted == label).sum()), name)
+             for label, name in enumerate(names)]
+    for videos, segments, name in sorted(found, key=lambda row: (-row[0], -row[1])):
+        if videos:
+            print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
+
+
+def print_scores(results, names):
+    """Accuracy of each class, then accuracy and the other metrics of each split."""
     print_class_table(results, names)
     for split, result in results.items():
         recall, segments = result.label_accuracy(len(names) - 1)
         print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
               + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
         print_metrics(split, result, len(names) - 1)
-    if args.save_predictions:
-        save_predictions(args.save_predictions, results, names, ids)
 
 
 def about_network(checkpoint, network):
@@ -400,46 +429,6 @@ def print_class_table(results, names):
             accuracy, segments = result.label_accuracy(label)
             row += f"  {segments:>14}  {percent(accuracy):>8}"
         print(row)
-
-
-def check_predictions_path(path, checkpoint_path):
-    """Raises UserError, before any work, where predictions cannot be written or would replace what they must not."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise UserError(f"--save_predictions {path}: there is no folder {path.parent}")
-    if path.exists() and (path.suffix != ".json" or not path.is_file() or path.samefile(checkpoint_path)):
-        raise UserError(f"--save_predictions {path}: exists already; only a .json file is replaced, "
-                        "choose another name")
-
-
-def save_predictions(path, results, names, ids):
-    """JSON: label_names, and for each video its split, row, id (where known), labels and their probabilities."""
-    videos = [{
-        "split": split,
-        "video": int(row),
-        **({"id": ids[row]} if ids else {}),
-        "labels": labels.tolist(),
-        "probabilities": [round(float(p), 6) for p in probabilities],
-    } for split, result in results.items()
-      for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
-    lines = ",\n".join("  " + json.dumps(video) for video in videos)
-    text = f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n'
-    write_atomically(path, text)
-    print(f"predictions of {len(videos)} videos: {path}")
-
-
-def names_and_ids(args, sizes):
-    """Class names, and the video ids by row (None without annotations)."""
-    default = args.data_dir / "Annotations.txt"
-    path = args.annotations or (default if default.is_file() else None)
-    if path is None:
-        return class_names(num_classes=sizes.num_classes), None
-    annotations = read_annotations(path)
-    if len(annotations) != sizes.num_videos:
-        raise UserError(f"{path}: has {len(annotations)} lines, but the data has {sizes.num_videos} videos; "
-                        "line i must be video row i (name the right file with --annotations)")
-    return class_names(annotations, sizes.num_classes), [annotation.video_id for annotation in annotations]
 
 
 # -------------------------------------------------------------------------------------------- several seeds

@@ -13,12 +13,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import segment_labels  # noqa: E402
+from data.annotations import class_names, read_annotations  # noqa: E402
 from data.files import UserError  # noqa: E402
 from data.hdf5 import blocks_of, read_rows  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import (AVE_FILES, SPLITS, check_background_shapes, check_weak_shapes, class_names, find_files,  # noqa: E402
-                     open_file, read_annotations, read_label_share, read_one_hot, read_order, read_sizes,
-                     required_files)
+from dataset import (AVE_FILES, SPLITS, check_background_shapes, check_weak_shapes, find_files,  # noqa: E402
+                     open_file, read_label_share, read_one_hot, read_order, read_sizes, required_files)
 from utils import OptionParser, one_line_errors  # noqa: E402
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32

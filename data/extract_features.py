@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.annotations import read_annotations  # noqa: E402
 from data.files import UserError, refuse_to_overwrite, write_atomically  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import read_annotations  # noqa: E402
 from model import vgg19, vggish  # noqa: E402
 from model.weights import find_missing  # noqa: E402
 from utils import OptionParser, add_overwrite_option, bounded, one_line_errors, select_device  # noqa: E402

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.annotations import AVE_CLASSES, class_names, read_annotations  # noqa: E402
 from data.files import UserError, refuse_to_overwrite  # noqa: E402
 from data.hdf5 import write_h5  # noqa: E402
-from dataset import AVE_CLASSES, class_names, read_annotations  # noqa: E402
 from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
 
 

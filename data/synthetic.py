@@ -29,11 +29,12 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.annotations import AVE_CLASSES, Annotation, read_annotations  # noqa: E402
 from data.files import refuse_to_overwrite  # noqa: E402
 from data.hdf5 import new_h5, write_h5  # noqa: E402
 from data.prepare_labels import label_files  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import AVE_CLASSES, AVE_FILES, SPLITS, Annotation, find_files, read_annotations, read_order  # noqa: E402
+from dataset import AVE_FILES, SPLITS, find_files, read_order  # noqa: E402
 from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.

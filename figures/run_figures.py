@@ -20,11 +20,12 @@ from matplotlib.ticker import LogLocator
 from video_figure import draw_video, recording_of_file, recording_of_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.annotations import names_and_ids  # noqa: E402
 from data.files import UserError  # noqa: E402
-from dataset import SPLITS, AVEDataset, find_files, required_files  # noqa: E402
+from dataset import SPLITS, AVEDataset, find_files, has_labels, required_files  # noqa: E402
 from model.checkpoint import load, rebuild  # noqa: E402
 from model.metrics import events_of  # noqa: E402
-from utils import OptionParser, bounded, names_and_ids, one_line_errors, predict  # noqa: E402
+from utils import OptionParser, bounded, one_line_errors, predict  # noqa: E402
 
 
 # --------------------------------------------------------------------------------------------- the run
@@ -90,10 +91,11 @@ def draw_curves(args):
 
 # ------------------------------------------------------------------------------------------- one video
 
-def draw_row(args, network, names, ids):
+def draw_row(args, checkpoint):
     """The picture of the video in row --video of the files."""
-    files = find_files(args.data_dir, required_files(SPLITS))
-    for split in SPLITS:
+    splits = SPLITS if has_labels(args.data_dir) else [None]
+    files = find_files(args.data_dir, required_files(splits))
+    for split in splits:
         dataset = AVEDataset(files, split, features="disk")
         position = (dataset.values["video"] == args.video).nonzero().flatten().tolist()
         if position:
@@ -101,6 +103,8 @@ def draw_row(args, network, names, ids):
     else:
         raise UserError(f"--video {args.video}: is in none of the splits of {args.data_dir}, whose rows are 0 to "
                         f"{dataset.sizes.num_videos - 1}")
+    network = rebuild(checkpoint, args.files[0], dataset.sizes).eval()
+    names, ids = names_of(args, dataset, checkpoint)
     recording = None
     if args.video_file is not None:
         recording = recording_of_file(args.video_file, dataset.sizes.num_segments)
@@ -110,9 +114,9 @@ def draw_row(args, network, names, ids):
     with torch.inference_mode():
         output = network(batch["audio"], batch["visual"])
     true_cells = true_cells_of(args.data_dir, args.video, dataset.sizes)
-    title = (f"video row {args.video} ({split})" + (f", {ids[args.video]}" if ids else "")
+    title = (f"video row {args.video}" + (f" ({split})" if split else "") + (f", {ids[args.video]}" if ids else "")
              + ("; orange: cells in which the source is seen" if true_cells is not None else ""))
-    save(draw_video(output, names, title, batch["labels"][0], true_cells, recording), args.output)
+    save(draw_video(output, names, title, batch["labels"][0] if split else None, true_cells, recording), args.output)
 
 
 def true_cells_of(folder, row, sizes):
@@ -279,6 +283,12 @@ def options():
     return args
 
 
+def names_of(args, dataset, checkpoint):
+    """Names of the classes and of the videos, without the $ that matplotlib would take for a formula."""
+    names, ids = names_and_ids(args.data_dir, args.annotations, dataset.sizes.num_videos, checkpoint["network"]["num_classes"])
+    return [[name.replace("$", r"\$") for name in listed] if listed else None for listed in (names, ids)]
+
+
 def main():
     args = options()
     if args.figure == "curves":
@@ -286,13 +296,13 @@ def main():
         return
     path, = args.files
     checkpoint = load(path)
+    if args.figure == "video":
+        draw_row(args, checkpoint)
+        return
     dataset = AVEDataset(find_files(args.data_dir, required_files([args.split])), args.split, features="disk")
     network = rebuild(checkpoint, path, dataset.sizes).eval()
-    names, ids = names_and_ids(args, dataset.sizes)
-    names = [name.replace("$", r"\$") for name in names]      # which matplotlib would take for a formula
-    if args.figure == "video":
-        draw_row(args, network, names, ids)
-    elif args.figure == "attention":
+    names, _ = names_of(args, dataset, checkpoint)
+    if args.figure == "attention":
         draw_attention(args, network, dataset, names)
     else:
         OF_SPLIT[args.figure](args, predict(network, dataset, batch_size=64), names)

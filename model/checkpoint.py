@@ -127,7 +127,7 @@ def rebuild(checkpoint, path, sizes=None, threshold=None):
         with torch.device("meta"):      # shapes only: the tensors are the checkpoint's own
             network = build_network(checkpoint["model_name"], config)
         for name, needed in (network_sizes(sizes) if sizes else {}).items():
-            if config[name] != needed and config[name] != list(np.ravel(needed)):
+            if needed is not None and config[name] != needed and config[name] != list(np.ravel(needed)):
                 raise UserError(f"{path}: was trained with {name} {config[name]}, but the data has {needed}")
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             raise ValueError("its weights are not float32")

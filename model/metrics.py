@@ -8,7 +8,7 @@ import numpy as np
 class Predictions:
     """Labels of a split's segments, true and predicted."""
     video: np.ndarray         # [videos] row in the files
-    labels: np.ndarray        # [videos, T] true
+    labels: np.ndarray        # [videos, T] true; None where they are not known
     predicted: np.ndarray     # [videos, T] arg-max of the network's logits
     probability: np.ndarray   # [videos, T] softmax of the logits at the predicted label
 

@@ -47,7 +47,8 @@ class Run:
             "versions": versions(),
             "device": device_name(device),
             "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
-                     "digest": {split: dataset.digest for split, dataset in data.items()}},
+                     "digest": {split: dataset.digest for split, dataset in data.items()},
+                     "random_weights": any(dataset.random_weights for dataset in data.values())},
         }
         self.epoch, self.checks, self.saved_epoch, self.saved_at = 0, 0, 0, time.monotonic()
         self.record = self.best = self.best_score = self.best_test = self.last = None

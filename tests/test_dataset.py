@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import change, read, rewrite, with_value
+from data.annotations import read_annotations
 from data.files import UserError
-from dataset import AVE_FILES, AVEDataset, find_files, read_annotations, required_files
+from dataset import AVE_FILES, AVEDataset, find_files, required_files
 
 
 def load(folder, split="train", weak=False, features="memory", dtype=torch.float32, **given):

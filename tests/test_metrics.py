@@ -55,7 +55,7 @@ def test_reference_points_of_the_real_test_split(real_ave):
     import h5py
 
     from data.prepare_labels import segment_labels
-    from dataset import read_annotations
+    from data.annotations import read_annotations
     labels = segment_labels(read_annotations(real_ave / "Annotations.txt"), 10)[0].argmax(-1)
     with h5py.File(real_ave / "test_order.h5") as file:
         labels = labels[file["order"][:]]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -411,3 +412,41 @@ def test_resume_takes_the_same_options_however_they_are_written(main_in_process,
     assert code == 0, error
     code, _, error = main_in_process(MAIN["fully"], *options, "--data_dir", ".", "--threshold=0.2", "--resume")
     assert code == 2 and "threshold: 0.099 -> 0.2" in error
+
+
+def test_features_without_labels_are_labelled_and_not_scored(trained, tiny_folder, main_in_process, tmp_path):
+    """On a folder with nothing but features: the labels that the scored evaluation gives the same videos."""
+    setting, folder, _ = trained
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("audio_feature.h5", "visual_feature.h5"):
+        shutil.copy(tiny_folder / name, bare)
+    (bare / "videos.txt").write_text("".join(f"clip {row}.mp4\n" for row in range(40)))
+    saved = {}
+    for data in (tiny_folder, bare):
+        code, out, error = main_in_process(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt",
+                                           "--data_dir", data, "--save_predictions", tmp_path / "predictions.json")
+        assert code == 0, error
+        saved[data] = json.loads((tmp_path / "predictions.json").read_text())["videos"]
+    assert "accuracy" not in out and "its 40 videos are labelled and not scored" in out
+    assert [video["id"] for video in saved[bare]] == [f"clip {row}.mp4" for row in range(40)]
+    for video in saved[tiny_folder]:
+        unscored = saved[bare][video["video"]]
+        assert unscored["split"] == "all" and unscored["labels"] == video["labels"]
+        assert unscored["probabilities"] == pytest.approx(video["probabilities"], abs=1e-5)
+    with_event = sum(any(label != 4 for label in video["labels"]) for video in saved[bare])
+    videos_of_category = [int(re.search(rf"^category {label} +(\d+) videos", out, re.M)[1])
+                          for label in {label for video in saved[bare] for label in video["labels"]} - {4}]
+    assert sum(videos_of_category) >= with_event
+    (bare / "val_order.h5").write_bytes((tiny_folder / "val_order.h5").read_bytes())
+    code, _, error = main_in_process(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", bare)
+    assert code == 2 and "right_labels.h5" in error      # a folder that is not whole is not one without labels
+
+
+def test_features_of_random_weights_are_marked_in_every_log(main_in_process, data_folder, tmp_path):
+    with h5py.File(data_folder / "audio_feature.h5", "a") as file:
+        file["avadataset"].attrs["random_weights"] = True
+    code, _, error = main_in_process(MAIN["fully"], "--train", "--nb_epoch", 1, "--batch_size", 8, "--data_dir", data_folder,
+                                     "--output_dir", tmp_path)
+    assert code == 0 and "WARNING" in error and "--random_weights" in error
+    assert log_of(tmp_path, "fully")[0]["run"]["data"]["random_weights"] is True
