@@ -351,14 +351,14 @@ def _read_blocks(files, name):
 def read_one_hot(files, name):
     """Label index [...] int64 of one-hot rows [..., C]; UserError where a row is not one-hot."""
     labels, first = [], 0
-    for one_hot in _read_blocks(files, name):
-        wrong = ~(((one_hot == 0) | (one_hot == 1)).all(axis=-1) & (one_hot.sum(axis=-1) == 1))
+    for block in _read_blocks(files, name):
+        wrong = ~(((block == 0) | (block == 1)).all(axis=-1) & (block.sum(axis=-1) == 1))
         if wrong.any():
             row = first + np.argwhere(wrong)[0][0]
             raise UserError(f"{files[name]}: labels are not one-hot (first in video row {row}); "
                             "each must be a single 1 among zeros")
-        labels.append(one_hot.argmax(axis=-1))
-        first += len(one_hot)
+        labels.append(block.argmax(axis=-1))
+        first += len(block)
     return torch.from_numpy(np.concatenate(labels))
 
 

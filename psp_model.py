@@ -69,7 +69,7 @@ class AudioGuidedVisualAttention(nn.Module):
 
 
 class Propagation(NamedTuple):
-    """What `PositiveSamplePropagation` computes. In *_va, rows are visual and columns audio segments; in *_av reversed."""
+    """What `PositiveSamplePropagation` computes. Rows of *_va are visual, columns audio segments; reversed in *_av."""
     visual: torch.Tensor      # [B, T, d] v' after the LayerNorm
     audio: torch.Tensor       # [B, T, d] a' after the LayerNorm
     fusion: torch.Tensor      # [B, T, d] their mean
