@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from conftest import TINY
-from data.synthetic import VISUAL_SCALE, World, own_annotations
+from data.feature_statistics import REAL_AUDIO, REAL_VISUAL, statistics
+from data.synthetic import FAMILIES, World, own_annotations
 
 
 def read(path, key="avadataset"):
@@ -62,29 +63,31 @@ def test_existing_data_is_not_overwritten_unasked(script, data_folder):
 
 
 def test_only_hearing_and_seeing_tells_an_event():
-    """Without noise one can tell sound and look of every segment from the features; events are where both agree."""
-    world = World(seed=3, categories=8, segments=10, audio_dim=600, map_size=7, visual_dim=300, difficulty=0)
-    world.noise = 0
+    """Without clutter one can tell sound and look of every segment from the features; events are where both agree."""
+    world = World(seed=3, categories=14, segments=10, audio_dim=600, map_size=7, visual_dim=300, difficulty=0.5)
+    for clutter in (world.audio_clutter, world.visual_clutter):
+        clutter.levels[:], clutter.textures[:], clutter.noise = 0, 0, 0
     cases = {"event, heard clearly": 0, "event, drowned": 0, "sound alone": 0, "look alone": 0, "neither": 0}
 
     def strong(feature, pattern):
-        return (feature[pattern > 0] > 0.15).mean() > 0.75      # a tenth of its channels misses in a video's variant
+        return (feature[pattern > 0] > 0).mean() > 0.6       # a tenth of its channels misses in a video's variant
 
     for row in range(60):
         event = np.zeros(10, bool)
         event[row % 7:row % 7 + 4] = True
-        category = row % 8
+        category = row % 14
         audio, visual, cells = world.video(1, row, category, event)
-        look_of_cells = [visual[t][cells[t]].mean(axis=0) / VISUAL_SCALE for t in range(10) if event[t]]
-        seen_characters = {c for look in look_of_cells for c, pattern in enumerate(world.seen_characters) if strong(look, pattern)}
-        assert len(seen_characters) == 1
-        character = seen_characters.pop()
+        assert visual[~cells].max(initial=0) == 0
+        looks = [visual[t][cells[t]].mean(axis=0) for t in range(10) if event[t]]
+        seen = {f for look in looks for f, pattern in enumerate(world.family_looks) if strong(look, pattern)}
+        assert seen == {category % FAMILIES}
         for t in range(10):
-            heard = [c for c in range(8) if strong(audio[t], world.sounds[c])]
-            of_source = strong(audio[t], world.heard_characters[character])
+            heard = [c for c in range(14) if strong(audio[t], world.sounds[c])]
+            of_source = strong(audio[t], world.hums[category % FAMILIES])
             if event[t]:
                 assert of_source and cells[t].any()
                 assert len(heard) == 1      # the event's own, or that of the second source over it
+                assert heard == [category] or (heard[0] - category) % FAMILIES
                 cases["event, heard clearly" if heard == [category] else "event, drowned"] += 1
             elif cells[t].any():
                 assert not of_source and heard and category not in heard
@@ -95,6 +98,62 @@ def test_only_hearing_and_seeing_tells_an_event():
                 cases["neither"] += 1
         assert cells.sum(axis=(1, 2)).max() <= 4
     assert min(cases.values()) > 25, cases
+
+
+def test_at_the_highest_difficulty_nothing_tells_sources_from_clutter():
+    for difficulty, same in ((1, True), (0.5, False)):
+        world = World(seed=0, categories=3, segments=5, audio_dim=20, map_size=3, visual_dim=10, difficulty=difficulty)
+        (audio, visual, _), (other_audio, other_visual, _) = [world.video(1, 0, 1, np.full(5, kind)) for kind in (True, False)]
+        assert np.array_equal(audio, other_audio) == np.array_equal(visual, other_visual) == same
+
+
+def test_statistics_worked_by_hand():
+    """Two seconds of two cells side by side, then one below the other."""
+    audio = np.array([[[0, 0, 4, 2], [0, 0, 8, 4], [0, 1, 0, 0]]], np.float32)
+    values = statistics(audio)
+    assert values["zeros"] == 7 / 12 and values["median of the non-zeros"] == 4 and values["mean"] == pytest.approx(19 / 12)
+    assert values["standard deviation"] == pytest.approx(np.sqrt(101 / 12 - (19 / 12) ** 2))
+    # the first pair: 1; the second: cov(0 0 8 4, 0 1 0 0) = -3, of variances 44 and 3 / 4
+    assert values["correlation between seconds"] == pytest.approx((1 - 3 / np.sqrt(44 * 0.75)) / 2)
+    picture = np.array([[[1, 0], [2, 0]], [[0, 1], [0, 3]]], np.float32)[None, None]
+    values = statistics(picture)
+    assert values["correlation between cells side by side"] == pytest.approx(1)
+    assert values["correlation between cells one below the other"] == pytest.approx(-1)
+    assert values["correlation between far corners"] == pytest.approx(-1)
+    assert np.isnan(values["correlation between seconds"])       # there is but one
+
+
+def test_default_set_is_like_real_features(script, tmp_path):
+    """Recomputed from the written files, in another way."""
+    done = script("data/synthetic.py", "--output_dir", tmp_path, *"--train 48 --val 4 --test 4 --background 0".split())
+    for name, real in (("audio", REAL_AUDIO), ("visual", REAL_VISUAL)):
+        features = read(tmp_path / f"{name}_feature.h5")
+        positive = np.sort(features[features > 0])
+
+        def near(what, value):
+            assert real[what] / 1.4 < value < real[what] * 1.4, (name, what, value)
+
+        near("zeros", 1 - positive.size / features.size)
+        near("mean", positive.sum() / features.size)
+        near("standard deviation", np.sqrt((positive ** 2).sum() / features.size - (positive.sum() / features.size) ** 2))
+        near("median of the non-zeros", positive[positive.size // 2])
+        near("99 % of the non-zeros", positive[int(0.99 * positive.size)])
+
+        def correlation(pairs):
+            return np.mean([np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in pairs])
+
+        videos = features[::7]
+        near("correlation between seconds", correlation((v[t], v[t + 1]) for v in videos for t in range(9)))
+        if name == "visual":
+            maps = videos[:, ::3].reshape(-1, 7, 7, 512)
+            near("correlation between cells side by side", correlation((m[2, x], m[2, x + 1]) for m in maps for x in range(6)))
+            near("correlation between cells one below the other",
+                 correlation((m[y, 2], m[y + 1, 2]) for m in maps for y in range(6)))
+            assert correlation((m[0, 0], m[6, 6]) for m in maps) < 0.2
+    # and the script says so: each line ends with this set beside real ones
+    lines = [line.split() for line in done.stdout.splitlines() if line[:2] == "  " != line[1:3]]
+    assert len(lines) == len(REAL_AUDIO) + len(REAL_VISUAL)
+    assert all(float(line[-1]) == pytest.approx(float(line[-2]) / float(line[-3]), abs=0.02) for line in lines)
 
 
 def test_real_labels_and_splits(script, real_ave, tmp_path):
