@@ -43,8 +43,8 @@ SHARE_OF_FULL_VIDEOS = 0.664
 CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a pattern is made of
 MISSING_IN_A_VARIANT = 0.1         # share of its channels that one video's variant lacks
 FAMILIES = 7                       # category i is of family i % 7
-SOUND, HUM = 4, 2.5                # strength of the patterns of a category and of a family beside the clutter ...
-LOOK, FAMILY_LOOK = 1, 2.5         # ... in what is heard and in what is seen, at the default difficulty
+SOUND, HUM = 5, 2.5                # strength of the patterns of a category and of a family beside the clutter ...
+LOOK, FAMILY_LOOK = 0.3, 2.5       # ... in what is heard and in what is seen, at the default difficulty
 SHARE_OF_DROWNED_SOUNDS = 0.5      # of the segments
 TEXTURES = 16                      # kinds of clutter
 BETWEEN_CELLS = 0.8               # correlation of a texture's strength in neighbouring cells
@@ -63,8 +63,8 @@ class Modality(NamedTuple):
         return self.scale * np.maximum(latent - self.threshold, 0) ** self.power
 
 
-AUDIO = Modality(levels=0.45, between_seconds=0.92, threshold=1.1, power=1.12, scale=0.1)
-VISUAL = Modality(levels=0.15, between_seconds=0.88, threshold=0.42, power=1.7, scale=5.2)
+AUDIO = Modality(levels=0.45, between_seconds=0.92, threshold=1.12, power=1.04, scale=0.1)
+VISUAL = Modality(levels=0.15, between_seconds=0.88, threshold=0.41, power=1.7, scale=5.25)
 
 
 class Clutter:
