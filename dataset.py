@@ -291,6 +291,14 @@ def visual_values(files, splits):
     return videos * math.prod(_shape(files, "visual")[1:])
 
 
+def read_sample(path, name, videos=48):
+    """Features of at most so many videos, spread evenly over the file of that name, float32."""
+    with open_file(path, name) as file:
+        step = max(1, -(-len(file) // videos))
+        rows = [read_finite_rows(path, file, slice(row, row + 1)) for row in range(0, len(file), step)]
+    return np.concatenate(rows).astype(np.float32)
+
+
 def has_random_weights(files, name):
     """Whether data/extract_features.py made these features with random networks, so that they mean nothing."""
     with open_file(files[name], name) as file, refusing(files[name]):

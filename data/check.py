@@ -2,8 +2,9 @@
 
     python data/check.py --data_dir data
 
-Prints a table of the files, what is wrong and how to mend it, and what is worth knowing. The exit code is 0 only if the
-folder can be trained on (--setting fully: fully supervised only). The large files are streamed: memory stays small.
+Prints a table of the files, their features beside real ones, what is wrong and how to mend it, and what is worth
+knowing. The exit code is 0 only if the folder can be trained on (--setting fully: fully supervised only) or, where it
+has features only, labelled. The large files are streamed: memory stays small.
 """
 import sys
 from collections import Counter, defaultdict
@@ -14,11 +15,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import segment_labels  # noqa: E402
 from data.annotations import class_names, read_annotations  # noqa: E402
+from data.feature_statistics import REAL, statistics, statistics_table  # noqa: E402
 from data.files import UserError  # noqa: E402
 from data.hdf5 import blocks_of, read_rows  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import (AVE_FILES, SPLITS, check_background_shapes, check_weak_shapes, find_files,  # noqa: E402
-                     open_file, read_label_share, read_one_hot, read_order, read_sizes, required_files)
+from dataset import (AVE_FILES, FEATURES, SPLITS, check_background_shapes, check_weak_shapes, find_files,  # noqa: E402
+                     has_labels, has_random_weights, open_file, read_label_share, read_one_hot, read_order,
+                     read_sample, read_sizes, required_files)
 from utils import OptionParser, one_line_errors  # noqa: E402
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32
@@ -41,7 +44,8 @@ def scan(path, name):
                 if not (-FLOAT32_MAX <= low and high <= FLOAT32_MAX):
                     odd += block.size - np.count_nonzero(abs(block) <= FLOAT32_MAX)
                 bar.update(len(block))
-        row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %", "not finite": str(odd)}
+        row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %",
+                "not finite": str(odd)}
     return row, [f"{path}: {odd} values are NaN or infinite; extract or download it again"] if odd else []
 
 
@@ -69,7 +73,7 @@ class Audit:
 
 
 def check_labels(audit, files, sizes, annotations, weak):
-    """Segment labels [videos, T] int, or None; whether the annotations and, if weak, the other labels agree with them."""
+    """Segment labels [videos, T] int, or None; do the annotations and, if weak, the other labels agree with them?"""
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
@@ -161,6 +165,37 @@ def print_splits(labels, orders, names, background):
     print_table(rows)
 
 
+def compare_with_real_features(audit, files):
+    """Prints statistics of a sample of the features beside those of real ones; notes what looks like another kind.
+
+    A factor of 5 is more than other videos make.
+    """
+    samples = {}
+    for name in FEATURES:
+        path = files[name]
+        if audit.attempt(has_random_weights, files, name):
+            audit.notes.append(f"{path}: was made with --random_weights, so that its features mean nothing")
+        features = audit.attempt(read_sample, path, name)
+        if features is None:
+            continue
+        if name == "audio" and features.ndim == 5:
+            audit.notes.append(f"{path}: looks like maps of VGGish's last pooling layer; the published features are "
+                               "its embedding, the output of its last layer")
+        elif features.ndim == {"audio": 3, "visual": 5}[name]:
+            samples[name] = features
+            looks, real = statistics(features), REAL[name]
+            factor = looks["standard deviation"] / real["standard deviation"]
+            if (features < 0).any():
+                audit.notes.append(f"{path}: has negative values; the published features end in a ReLU and have none")
+            elif looks["zeros"] < real["zeros"] / 5:
+                audit.notes.append(f"{path}: only {100 * looks['zeros']:.1f} % of its values are zeros; of published "
+                                   f"features about {100 * real['zeros']:.0f} % are")
+            if not 1 / 5 < factor < 5:
+                audit.notes.append(f"{path}: its standard deviation is {factor:.3g} times that of published features; "
+                                   "is it scaled, or of another network?")
+    print("\n" + statistics_table(samples))
+
+
 def check_shapes_for_weak_training(files, sizes):
     """Number of background videos; UserError where a file of weak training does not fit the others."""
     check_weak_shapes(files, sizes)
@@ -177,7 +212,9 @@ def main():
     args = parser.parse_args()
 
     audit, files, rows = Audit(), {}, []
-    for name in required_files(SPLITS, weak_training=args.setting == "both"):
+    labelled = has_labels(args.data_dir)
+    names = required_files(SPLITS, weak_training=args.setting == "both") if labelled else required_files([None])
+    for name in names:
         path = args.data_dir / AVE_FILES[name].names[0]
         try:
             path = find_files(args.data_dir, [name])[name]
@@ -188,19 +225,21 @@ def main():
         except UserError as error:
             rows.append({"file": path.name, "shape": "unreadable" if path.is_file() else "MISSING"})
             audit.problems.append(str(error) if path.is_file() else
-                                  f"{path}: missing ({AVE_FILES[name].content}); get it from {AVE_FILES[name].source}" + (
-                                      ", or build it with data/prepare_labels.py" if "label" in name else ""))
+                                  f"{path}: missing ({AVE_FILES[name].content}); get it from {AVE_FILES[name].source}"
+                                  + (", or build it with data/prepare_labels.py" if "label" in name else ""))
     print_table(rows)
 
     default = args.data_dir / "Annotations.txt"
     annotations_path = args.annotations or (default if default.is_file() else None)
     annotations = audit.attempt(read_annotations, annotations_path) if annotations_path else None
-    sizes = audit.attempt(read_sizes, files) if {"audio", "visual", "labels"} <= files.keys() else None
+    if set(FEATURES) <= files.keys():
+        compare_with_real_features(audit, files)
+    sizes = audit.attempt(read_sizes, files) if {*FEATURES, *["labels"] * labelled} <= files.keys() else None
     if sizes and annotations and len(annotations) != sizes.num_videos:
         audit.problems.append(f"{annotations_path}: has {len(annotations)} lines, "
                               f"but the data has {sizes.num_videos} videos")
         annotations = None
-    if sizes:
+    if sizes and labelled:
         weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
         weak = weak and audit.attempt(check_shapes_for_weak_training, files, sizes) is not None
         labels = check_labels(audit, files, sizes, annotations, weak)
@@ -214,8 +253,10 @@ def main():
     for title, lines in (("Worth knowing:", audit.notes), ("Wrong:", audit.problems)):
         if lines:
             print("\n" + title, *(f"  - {line}" for line in lines), sep="\n")
-    what = "fully and weakly supervised" if args.setting == "both" else "fully supervised"
-    print(f"\n{args.data_dir}: can{'not' if audit.problems else ''} be trained on ({what})")
+    what = "trained on (fully and weakly supervised)" if args.setting == "both" else "trained on (fully supervised)"
+    if not labelled:
+        what = "labelled by a trained network (it has features only: no label or order files)"
+    print(f"\n{args.data_dir}: can{'not' if audit.problems else ''} be {what}")
     sys.exit(2 if audit.problems else 0)
 
 

@@ -1,22 +1,24 @@
-"""Writes a synthetic AVE: all eleven published files, with features made up so that only hearing and seeing tells an event.
+"""Writes a synthetic AVE: all eleven published files, with features in which only hearing and seeing tells an event.
 
     python data/synthetic.py --output_dir data/synthetic
-    python data/synthetic.py --output_dir data/full --annotations Annotations.txt --orders DIR --background 178    # real labels
+    python data/synthetic.py --output_dir data/full --annotations FILE --orders DIR --background 178    # real labels
 
-A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and, faintly, a look (one
-of visual channels). A source of sound also has a character (its size, say) that is heard and seen alike, whatever its
-category; each video shows its own variant of all of them.
+A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and, faintly, a look
+(one of visual channels). The categories are of a few families; those of one family share a hum and, strongly, a look.
+Each video shows its own variant of all of them.
 
 - Event segment: the source of c sounds, and it is seen in a few neighbouring cells that drift slowly over the map.
 - Background segment: either the source of c sounds unseen, or it is seen and silent, or neither (each a third).
-- In 60 % of the segments the sound of c is drowned: of its source only the character is heard. A second source, of another
-  category and character, is heard over it, and also wherever the source of c is silent. It is never seen.
-- The rest of the map is clutter, each video's own textures; all cells and all audio channels hold noise, which is what
-  --difficulty raises.
+- In half of the segments the sound of c is drowned: of its source only the hum is heard. A second source, of another
+  family, is heard over it, and also wherever the source of c is silent. It is never seen.
+- All else is clutter: textures, the same ones in all videos, that come and go slowly over the seconds and over the map.
 
-So neither hearing nor seeing alone tells an event: both categories are heard, the look hardly tells one from another. What is
-seen has the character of one of the two, and the category must come from those segments in which that one is heard clearly.
-Background videos (for weak training) show one source and hold the sounds of another.
+So neither hearing nor seeing alone tells an event: both categories are heard, and those of a family look much alike.
+What is seen has the look of one of the two families, and the category must come from those segments in which that one
+is heard clearly. --difficulty makes sounds and looks weaker beside the clutter. Background videos (for weak training)
+show one source and contain the sounds of another.
+
+Zeros, mean, spread, tail and correlations are near those of real features; the table at the end shows both.
 
 Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the source of c
 is seen, also while it is silent.
@@ -30,11 +32,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.annotations import AVE_CLASSES, Annotation, read_annotations  # noqa: E402
+from data.feature_statistics import statistics_table  # noqa: E402
 from data.files import refuse_to_overwrite  # noqa: E402
 from data.hdf5 import new_h5, write_h5  # noqa: E402
 from data.prepare_labels import label_files  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import AVE_FILES, SPLITS, find_files, read_order  # noqa: E402
+from dataset import AVE_FILES, SPLITS, find_files, read_order, read_sample  # noqa: E402
 from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
@@ -42,27 +45,61 @@ SHARE_OF_FULL_VIDEOS = 0.664
 
 CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a pattern is made of
 MISSING_IN_A_VARIANT = 0.1         # share of its channels that one video's variant lacks
-CHARACTERS = 4
-CHARACTER_GAIN = 1.5               # strength of a character beside a category's sound
-OWN_LOOK = 0.15                    # strength of a category's look beside its sound
-LOOK_GAIN = 2.5                    # of all that is seen
-TEXTURES = 8                       # kinds of clutter in each video ...
-CLUTTER_GAIN = 1.5                 # ... and their strength beside a sound's
-VISUAL_NOISE = 0.5                 # standard deviation of the noise in the map beside that of the noise in the sound
-VISUAL_SCALE = 0.1                 # of all values in the map: small ones, so that attention starts out looking everywhere
-SHARE_OF_DROWNED_SOUNDS = 0.6      # of the segments
+FAMILIES = 7                       # category i is of family i % 7
+SOUND, HUM = 5, 2.5                # strength of the patterns of a category and of a family beside the clutter ...
+LOOK, FAMILY_LOOK = 0.3, 2.5       # ... in what is heard and in what is seen, at the default difficulty
+SHARE_OF_DROWNED_SOUNDS = 0.5      # of the segments
+TEXTURES = 16                      # kinds of clutter
+BETWEEN_CELLS = 0.8                # correlation of a texture's strength in neighbouring cells
+NOISE = 0.275                      # standard deviation of what no texture explains; that of the clutter is 1
 
 
-class Source(NamedTuple):
-    """Something that makes a sound."""
-    category: int              # -1: has no sound of its own
-    character: int
+class Modality(NamedTuple):
+    """Fitted to real features: of clutter and patterns, what is above a threshold is left, and raised to a power."""
+    levels: float              # share of the clutter's variance that is the channels' own level, the same in all videos
+    between_seconds: float     # correlation of a texture's strength in consecutive seconds
+    threshold: float
+    power: float               # above 1: a heavy tail
+    scale: float
+
+    def feature(self, latent):
+        return self.scale * np.maximum(latent - self.threshold, 0) ** self.power
+
+
+AUDIO = Modality(levels=0.45, between_seconds=0.92, threshold=1.12, power=1.04, scale=0.1)
+VISUAL = Modality(levels=0.15, between_seconds=0.88, threshold=0.41, power=1.7, scale=5.25)
+
+
+class Clutter:
+    """What is heard or seen beside the sources: the world's textures, of another strength in each video."""
+
+    def __init__(self, generator, modality, channels, segments, map_size=1):
+        self.levels = modality.levels ** 0.5 * generator.standard_normal(channels, np.float32)
+        spread = ((1 - modality.levels) / TEXTURES) ** 0.5
+        self.textures = spread * generator.standard_normal((TEXTURES, channels), np.float32)
+        self.noise = NOISE
+        self.over_time = correlating(segments, modality.between_seconds)
+        self.over_cells = np.kron(*[correlating(map_size, BETWEEN_CELLS)] * 2)
+
+    def draw(self, generator):
+        """[T, cells, channels]"""
+        shape = len(self.over_time), len(self.over_cells)
+        strength = self.over_cells @ generator.standard_normal((*shape, TEXTURES), np.float32)
+        strength = np.tensordot(self.over_time, strength, 1)
+        noise = generator.standard_normal((*shape, len(self.levels)), np.float32)
+        return self.levels + strength @ self.textures + self.noise * noise
+
+
+def correlating(number, neighbours):
+    """[number, number]: times independent values, it gives values of correlation neighbours ** distance."""
+    distance = abs(np.subtract.outer(np.arange(number), np.arange(number)))
+    return np.linalg.cholesky(neighbours ** distance).astype(np.float32)
 
 
 class Plot(NamedTuple):
     """What happens in the T segments of a video."""
-    source: Source             # the event's, or that which is seen in a background video
-    other: Source
+    source: int                # category of the event's source, or of that which is seen in a background video
+    other: int                 # category of the second one; -1: there is none
     sounds: np.ndarray         # [T] bool: where the source is heard
     seen: np.ndarray           # [T] bool: where it is seen
 
@@ -72,13 +109,15 @@ class World:
 
     def __init__(self, seed, categories, segments, audio_dim, map_size, visual_dim, difficulty):
         self.seed, self.categories, self.segments, self.map_size = seed, categories, segments, map_size
-        self.noise = 0.05 + 0.9 * difficulty ** 2
         self.look_size = max(1, map_size // 3)
+        strength = 2 - 2 * difficulty
         generator = np.random.default_rng([seed, 0])
-        self.sounds = self._patterns(generator, categories, audio_dim)
-        self.looks = OWN_LOOK * self._patterns(generator, categories, visual_dim)
-        self.heard_characters = CHARACTER_GAIN * self._patterns(generator, CHARACTERS, audio_dim)
-        self.seen_characters = CHARACTER_GAIN * self._patterns(generator, CHARACTERS, visual_dim)
+        self.sounds = strength * SOUND * self._patterns(generator, categories, audio_dim)
+        self.looks = strength * LOOK * self._patterns(generator, categories, visual_dim)
+        self.hums = strength * HUM * self._patterns(generator, FAMILIES, audio_dim)
+        self.family_looks = strength * FAMILY_LOOK * self._patterns(generator, FAMILIES, visual_dim)
+        self.audio_clutter = Clutter(generator, AUDIO, audio_dim, segments)
+        self.visual_clutter = Clutter(generator, VISUAL, visual_dim, segments, map_size)
 
     def _patterns(self, generator, number, channels):
         """[number, channels]: each with its own sparse set of strong channels."""
@@ -108,10 +147,9 @@ class World:
         return Plot(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
 
     def _two_sources(self, generator, category):
-        """One of this category, and one of another category and character."""
-        others = np.delete(np.arange(self.categories), category)
-        characters = generator.permutation(CHARACTERS)
-        return Source(category, characters[0]), Source(generator.choice(others) if len(others) else -1, characters[1])
+        """One of this category, and one of another family."""
+        others = [other for other in range(self.categories) if (other - category) % FAMILIES]
+        return category, generator.choice(others) if others else -1
 
     def _drift(self, generator):
         """[T, 2] corners: one cell aside now and then."""
@@ -125,22 +163,19 @@ class World:
         return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
 
     def _render_audio(self, generator, plot):
-        audio = self.noise * generator.standard_normal((self.segments, self.sounds.shape[1]), np.float32)
+        audio = self.audio_clutter.draw(generator)[:, 0]
         drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
-        for source, character_heard, sound_heard in ((plot.source, plot.sounds, plot.sounds & ~drowned),
-                                                     (plot.other, ~plot.sounds | drowned, ~plot.sounds | drowned)):
-            if source.category >= 0:
-                audio += sound_heard[:, None] * self._variant(generator, self.sounds[source.category])
-                audio += character_heard[:, None] * self._variant(generator, self.heard_characters[source.character])
-        return np.maximum(audio - 0.3, 0)
+        for source, hum_heard, sound_heard in ((plot.source, plot.sounds, plot.sounds & ~drowned),
+                                               (plot.other, ~plot.sounds | drowned, ~plot.sounds | drowned)):
+            if source >= 0:
+                audio += sound_heard[:, None] * self._variant(generator, self.sounds[source])
+                audio += hum_heard[:, None] * self._variant(generator, self.hums[source % FAMILIES])
+        return AUDIO.feature(audio)
 
     def _render_visual(self, generator, plot, cells):
-        visual = VISUAL_NOISE * self.noise * generator.standard_normal((*cells.shape, self.looks.shape[1]), np.float32)
-        textures = CLUTTER_GAIN * self._patterns(generator, TEXTURES, self.looks.shape[1])
-        visual += textures[generator.integers(TEXTURES, size=cells.shape[1:])]
-        visual[cells] += LOOK_GAIN * self._variant(generator, self.looks[plot.source.category]
-                                                   + self.seen_characters[plot.source.character])
-        return VISUAL_SCALE * np.maximum(visual - 0.3, 0)
+        visual = self.visual_clutter.draw(generator).reshape(*cells.shape, -1)
+        visual[cells] += self._variant(generator, self.looks[plot.source] + self.family_looks[plot.source % FAMILIES])
+        return VISUAL.feature(visual)
 
 
 def own_annotations(generator, videos, categories, segments):
@@ -163,9 +198,9 @@ def own_orders(generator, sizes):
 
 
 def read_orders(folder, annotations_path, videos):
-    """{split: rows} of published order files; DataError where one does not fit the annotations."""
-    files = find_files(folder, [f"order_{split}" for split in SPLITS])
-    return {split: read_order({**files, "labels": annotations_path}, f"order_{split}", videos).numpy() for split in SPLITS}
+    """{split: rows} of published order files; UserError where one does not fit the annotations."""
+    files = {**find_files(folder, [f"order_{split}" for split in SPLITS]), "labels": annotations_path}
+    return {split: read_order(files, f"order_{split}", videos).numpy() for split in SPLITS}
 
 
 def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells):
@@ -189,20 +224,25 @@ def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells)
 
 def options():
     parser = OptionParser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR",
+                        help="(default: %(default)s)")
     parser.add_argument("--difficulty", type=bounded(float, 0, 1), default=0.5,
-                        help="0: hardly any noise, 1: hardly anything but noise (default: %(default)s)")
+                        help="0: sounds and looks twice as strong, 1: nothing but clutter (default: %(default)s)")
     parser.add_argument("--seed", type=bounded(int, 0), default=0, help="(default: %(default)s)")
     for split, videos in zip((*SPLITS, "background"), (800, 100, 100, 42)):
-        parser.add_argument(f"--{split}", type=bounded(int, 1 if split != "background" else 0, 10**6), default=videos, metavar="N",
+        fewest = 0 if split == "background" else 1
+        parser.add_argument(f"--{split}", type=bounded(int, fewest, 10**6), default=videos, metavar="N",
                             help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
                                  "default: %(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
-    parser.add_argument("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
+    parser.add_argument("--annotations", type=Path, metavar="FILE",
+                        help="take the labels from this file (with --orders)")
+    parser.add_argument("--orders", type=Path, metavar="DIR",
+                        help="take the splits from the order files in this folder")
     parser.add_argument("--categories", type=bounded(int, 1, 1000), default=28, help="(default: %(default)s)")
     parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10, help="(default: %(default)s)")
     parser.add_argument("--audio_dim", type=bounded(int, 1, 100000), default=128, help="(default: %(default)s)")
-    parser.add_argument("--map_size", type=bounded(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
+    parser.add_argument("--map_size", type=bounded(int, 1, 100), default=7,
+                        help="height and width of the map (default: %(default)s)")
     parser.add_argument("--visual_dim", type=bounded(int, 1, 100000), default=512, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
                         help="of the features; the published ones are (default: %(default)s)")
@@ -246,9 +286,12 @@ def main():
     write_features(args.output_dir, "_noisy", args.background, lambda row: world.video(2, row), shape, args.dtype,
                    with_cells=False)
 
-    print(f"{args.output_dir}: {len(annotations)} videos ({', '.join(f'{split} {len(rows)}' for split, rows in orders.items())}) "
-          f"and {args.background} background videos; {100 * event.mean():.1f} % event segments, "
+    of_splits = ", ".join(f"{split} {len(rows)}" for split, rows in orders.items())
+    print(f"{args.output_dir}: {len(annotations)} videos ({of_splits}) and {args.background} background videos; "
+          f"{100 * event.mean():.1f} % event segments, "
           f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")
+    print(statistics_table({name: read_sample(args.output_dir / f"{name}_feature.h5", name)
+                            for name in ("audio", "visual")}))
 
 
 if __name__ == "__main__":

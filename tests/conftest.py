@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -97,7 +98,7 @@ def in_process(monkeypatch, capsys):
         code = 0
         try:
             with one_line_errors():
-                importlib.import_module(name.removesuffix(".py")).main()
+                importlib.import_module(name.removesuffix(".py").replace("/", ".")).main()
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
@@ -109,6 +110,16 @@ def in_process(monkeypatch, capsys):
 def main_in_process(monkeypatch, capsys):
     """Runs a script in this process: (exit code, stdout, stderr)."""
     return in_process(monkeypatch, capsys)
+
+
+@pytest.fixture
+def quick_script(main_in_process):
+    """As `script`, but in this process."""
+    def run(name, *options, code=0):
+        ended, out, error = main_in_process(name, *options)
+        assert ended == code, error
+        return SimpleNamespace(stdout=out, stderr=error)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 from conftest import change, read, rewrite, with_value
 
 
-def test_a_good_folder(script, tiny_folder):
-    done = script("data/check.py", "--data_dir", tiny_folder)
+def test_a_good_folder(quick_script, tiny_folder):
+    done = quick_script("data/check.py", "--data_dir", tiny_folder)
     assert "can be trained on (fully and weakly supervised)" in done.stdout and "Wrong" not in done.stdout
     visual = read(tiny_folder / "visual_feature.h5")
     row = next(line for line in done.stdout.splitlines() if line.startswith("visual_feature.h5"))
@@ -17,12 +17,12 @@ def test_a_good_folder(script, tiny_folder):
     assert f"{100 * (visual == 0).mean():.1f} %" in row and f"{visual.max():.4g}" in row
 
 
-def test_the_real_labels_and_splits(script, real_ave, tmp_path):
-    script("data/synthetic.py", "--output_dir", tmp_path, "--annotations", real_ave / "Annotations.txt", "--orders", real_ave,
+def test_the_real_labels_and_splits(quick_script, real_ave, tmp_path):
+    quick_script("data/synthetic.py", "--output_dir", tmp_path, "--annotations", real_ave / "Annotations.txt", "--orders", real_ave,
            *"--audio_dim 3 --map_size 1 --visual_dim 2 --background 178".split())
     for name in ("mil_labels.h5", "labels_noisy.h5"):      # the published ones
         (tmp_path / name).write_bytes((real_ave / name).read_bytes())
-    out = script("data/check.py", "--data_dir", tmp_path).stdout
+    out = quick_script("data/check.py", "--data_dir", tmp_path).stdout
     for text in ("45 ids stand more than once in the annotations: 46 rows too many", "8 ids are in both train and test",
                  "10 ids are in both train and val", "rows 26", "can be trained on"):
         assert text in out
@@ -96,3 +96,28 @@ def test_compressed_files_are_fine(main_in_process, data_folder):
         assert file["avadataset"].compression == "gzip"
     code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
     assert code == 0 and "gzip" in out
+
+
+@pytest.mark.parametrize("function, expected", [
+    (lambda a: a - 0.5, "audio_feature.h5: has negative values"), (lambda a: a / 300, "times that of published features"),
+    (lambda a: a + 0.1, "of its values are zeros"),
+    (lambda a: np.zeros((len(a), 6, 6, 4, 512)), "maps of VGGish's last pooling layer")], ids=range(4))
+def test_features_of_another_kind_are_noted(main_in_process, data_folder, function, expected):
+    assert "Worth knowing" not in main_in_process("data.check", "--data_dir", data_folder)[1]
+    change("audio_feature.h5", function)(data_folder)
+    code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
+    assert expected in out[out.index("Worth knowing"):]
+
+
+def test_a_folder_of_features_alone_and_of_random_weights(main_in_process, data_folder):
+    for path in data_folder.iterdir():
+        if path.name not in ("audio_feature.h5", "visual_feature.h5"):
+            path.unlink()
+    code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
+    assert code == 0 and "can be labelled by a trained network" in out and "MISSING" not in out
+    with h5py.File(data_folder / "visual_feature.h5", "a") as file:
+        file["avadataset"].attrs["random_weights"] = True
+    code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
+    assert code == 0 and "visual_feature.h5: was made with --random_weights" in out
+    (data_folder / "audio_feature.h5").write_bytes(b"no")
+    assert main_in_process("data.check", "--data_dir", data_folder)[0] == 2

@@ -98,14 +98,14 @@ def test_state_dicts_with_released_names_and_with_ours(released, tmp_path):
             assert_is_the_golden_network(load(path, setting), path, setting)
 
 
-def test_convert_released_writes_one_of_ours(released, script, tmp_path):
+def test_convert_released_writes_one_of_ours(released, quick_script, tmp_path):
     setting, weights = released
     save(released_network(setting, weights), tmp_path / "theirs.pt", legacy=True)
-    script("model/convert_released.py", tmp_path / "theirs.pt", tmp_path / "ours.pt")
+    quick_script("model/convert_released.py", tmp_path / "theirs.pt", tmp_path / "ours.pt")
     content = torch.load(tmp_path / "ours.pt", weights_only=True)
     assert set(content) == {"setting", "model_name", "network", "weights"}
     assert_is_the_golden_network(load(tmp_path / "ours.pt", setting), tmp_path, setting)
-    done = script("model/convert_released.py", tmp_path / "theirs.pt", tmp_path / "ours.pt", code=2)
+    done = quick_script("model/convert_released.py", tmp_path / "theirs.pt", tmp_path / "ours.pt", code=2)
     assert "--overwrite" in done.stderr
 
 
