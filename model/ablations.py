@@ -31,9 +31,7 @@ class Silenced(nn.Module):
 
 
 def ablate(network, attention="audio-guided", modality="both"):
-    """The `PSPNetwork` with these parts taken out; ValueError for a name that is not known."""
-    if attention not in ATTENTIONS or modality not in MODALITIES:
-        raise ValueError(f"unknown attention or modality: {attention}, {modality}")
+    """The `PSPNetwork` with these parts taken out, of `ATTENTIONS` and `MODALITIES`."""
     if modality == "visual":
         network.audio_in = Silenced(network.lstm_audio.input_size)
     if modality == "audio":

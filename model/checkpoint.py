@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.files import UserError, one_line, write_atomically
-from model.ablations import ablate
+from model.ablations import ATTENTIONS, MODALITIES, ablate
 from model.avel import AVELNetwork
 from model.released import read_file, released_setting, released_weights, state_of
 from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
@@ -89,8 +89,15 @@ def _check(content):
            "its network has no map_size of two numbers")
     sizes = [config.get("audio_dim"), config.get("visual_dim"), config.get("num_classes"), *config["map_size"]]
     expect(all(type(size) is int and 1 <= size <= 10**6 for size in sizes), "its network's sizes are impossible")
-    threshold = config.get("threshold", 0)
-    expect(type(threshold) in (int, float) and 0 <= threshold <= 1, "its network's threshold is impossible")
+    if content["model_name"] == "PSP":
+        threshold = config.get("threshold")
+        expect(type(threshold) in (int, float) and 0 <= threshold <= 1, "its network's threshold is impossible")
+        for name in FULLY_SUPERVISED:
+            expect(type(config.get(name)) is bool, f"its network's {name} is impossible")
+        for name, choices in (("attention", ATTENTIONS), ("modality", MODALITIES)):
+            value = config.get(name, choices[0])
+            expect(isinstance(value, str) and value in choices, f"its network's {name} is impossible")
+        expect("dropout" not in config, "its network has a dropout of its own")
 
 
 def _of_state(state):

@@ -318,12 +318,13 @@ def test_the_network_learns_eight_videos_by_heart(tiny_folder):
 @pytest.mark.parametrize("name, value", [
     ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12), ("num_classes", -1),
     ("map_size", [3]), ("audio_dim", torch.ones(3)), ("map_size", [[[]] * 9] * 9), ("weighting", torch.ones(3)),
-    ("attention", "none"), ("modality", [1]), ("propagation", "none"), ("dropout", "x")], ids=range(13))
+    ("attention", "none"), ("modality", [1]), ("propagation", "none"), ("dropout", "x"), ("renormalise", torch.ones(0)),
+    ("dropout", float("nan")), ("modality", "a" * 10**6)], ids=range(16))
 def test_impossible_options_in_a_checkpoint_are_refused(tmp_path, name, value):
     options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
     save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": {**options, name: value},
                                              "weights": PSPNetwork(**options).state_dict()})
-    with pytest.raises(UserError, match=r"impossible|broken|two numbers|does not hold"):
+    with pytest.raises(UserError, match=r"impossible|broken|two numbers|does not hold|dropout of its own"):
         rebuild(load(tmp_path / "PSP.pt"), tmp_path / "PSP.pt")
 
 
