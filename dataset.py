@@ -26,7 +26,7 @@ from data.hdf5 import blocks_of, check_finite, open_h5, read_finite_rows, read_r
 from data.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
-FEATURES = ("audio", "visual")      # each may have background videos in a file of its own, '<name>_bg'
+FEATURES = ("audio", "visual")      # those of the background videos are in AVE_FILES as '<name>_bg'
 
 _AVE_ECCV18 = "https://github.com/YapengTian/AVE-ECCV18"
 _PSP_FILES = "https://drive.google.com/drive/folders/1q8GYBqfkyDDAnVMClrMTXR9YzH9UPcSM"
@@ -68,7 +68,7 @@ def required_files(splits, weak_training=False, background_videos=True):
     if weak_training:
         names += ["video_labels", "label_share"]
         if background_videos:
-            names += [f"{name}_bg" for name in FEATURES] + ["labels_bg"]
+            names += [f"{name}_bg" for name in FEATURES if f"{name}_bg" in AVE_FILES] + ["labels_bg"]
     return names
 
 
@@ -133,7 +133,7 @@ class AVEDataset(Dataset):
     split: 'train', 'val' or 'test'; None: all videos of features that have no labels, by the order of the rows.
     weak: adds the video-level labels and, after the videos of the split, the background videos where files names them.
     features: 'memory', read once and held; or 'disk', read again for each item and never held.
-    dtype: of visual features held in memory (torch.bfloat16 takes half the room).
+    dtype: of visual features held in memory (torch.bfloat16 halves the memory).
     device: where all of it lies if in memory; what is read from disk comes to main memory.
 
     Raises UserError for a file that cannot be read, shapes that disagree, labels that are not one-hot, an order with
@@ -160,6 +160,9 @@ class AVEDataset(Dataset):
             tensors = _with_background_videos(tensors, files, self.sizes)
             background_rows = torch.arange(len(tensors["video"]) - len(rows))
             for name in FEATURES:
+                if f"{name}_bg" not in files:
+                    raise UserError(f"{files[name]}: has no counterpart for the background videos; "
+                                    "train without them (--background_videos off)")
                 parts[name].append((files[f"{name}_bg"], f"{name}_bg", background_rows))
 
         # Each value is indexed by position along its first axis.
@@ -222,8 +225,7 @@ class FeatureRows:
     """Rows of feature files as float32, read again whenever they are asked for; indexed like a tensor by position.
 
     parts: (path, name in `AVE_FILES`, rows wanted) of each file, in the order of the positions.
-    Plain h5py reads the published files as fast as an own reader did (128 videos: 98 against 111 ms), and numpy.memmap,
-    though faster (56 ms), kills the process where a file is cut short.
+    h5py, not numpy.memmap: that ends the whole process where a file is cut short while it is in use.
     """
 
     dtype = torch.float32
@@ -317,8 +319,8 @@ def read_sizes(files):
     videos, segments, num_classes = _shape(files, first)
     audio_dim = _shape(files, "audio")[2]
     height, width, visual_dim = _shape(files, "visual")[2:]
-    _check_shape(files, "audio", (videos, segments, audio_dim), first)
-    _check_shape(files, "visual", (videos, segments, height, width, visual_dim), first)
+    for name in FEATURES:
+        _check_shape(files, name, (videos, segments, *_shape(files, name)[2:]), first)
     if first == "audio":
         return Sizes(videos, segments, audio_dim, (height, width), visual_dim, num_classes=None)
     if num_classes < 2:

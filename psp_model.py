@@ -21,11 +21,11 @@ from torch import nn
 from torch.nn import functional as F
 
 EPSILON = 1e-8              # keeps a sum that is divided by away from zero
-CACHED_VALUES = 2 ** 21     # size of that part of H_v which a CPU computes at once
+CACHED_VALUES = 2 ** 21     # of H_v that a CPU computes at once
 
 
-def in_cache(forward):
-    """Runs AVGA on a few videos at a time on a CPU, so that H_v, by far the largest tensor, stays in its cache."""
+def few_videos_at_a_time(forward):
+    """On a CPU, computes AVGA in small groups of videos: H_v is too large for its cache. The result is the same."""
     @wraps(forward)
     def in_parts(self, audio, visual):
         if visual.device.type != "cpu":
@@ -54,7 +54,7 @@ class AudioGuidedVisualAttention(nn.Module):
         self.W_g = nn.Linear(hidden_dim, num_regions, bias=False)
         self.w_h = nn.Linear(num_regions, 1, bias=False)
 
-    @in_cache
+    @few_videos_at_a_time
     def forward(self, audio, visual):
         """audio [B, T, Da], visual [B, T, R, Dv] -> attended visual [B, T, Dv], alpha [B, T, R]."""
         H_v = F.relu(self.U_v(visual.flatten(0, 2)), inplace=True)          # [B T R, hidden]
@@ -116,7 +116,7 @@ class PositiveSamplePropagation(nn.Module):
         visual_value, visual_query = self.v1(visual), self.v2(visual)       # v1, v2 [B, T, d]
         audio_key, audio_value = self.a1(audio), self.a2(audio)             # a1, a2 [B, T, d]
 
-        # The division by sqrt(d) is the paper's; it cancels in the rows' sums.
+        # The division by sqrt(d) is the paper's; but for EPSILON it cancels in the rows' sums.
         beta = F.relu(visual_query @ audio_key.transpose(1, 2) / visual.shape[-1] ** 0.5)       # [B, T, T]
         beta_va, beta_av = rows_sum_to_one(beta), rows_sum_to_one(beta.transpose(1, 2))
 
@@ -133,7 +133,7 @@ def rows_sum_to_one(matrix):
 
 
 class Output(NamedTuple):
-    """What a network returns: what is trained on first, then what a person may want to look at."""
+    """What a network returns: logits and similarity enter the losses, attention and psp are there to be looked at."""
     logits: torch.Tensor                 # [B, T, C] the label of a segment is their arg-max
     attention: torch.Tensor              # [B, T, h, w] alpha of AVGA, sums to one over h x w
     similarity: torch.Tensor = None      # [B, T] cosine of v' and a', in -1..1
@@ -233,7 +233,7 @@ def avps_loss(similarity, target):
 def fully_supervised_loss(output, labels, LAMBDA, target=None):
     """Cross entropy over all segments + LAMBDA x L_avps; labels [B, T] int, background is the last class -> scalar.
 
-    target [B, T]: of L_avps, if not `avps_target`.
+    target [B, T]: of L_avps; by default `avps_target(labels)`.
     """
     background = output.logits.shape[-1] - 1
     cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), labels.flatten())

@@ -32,7 +32,7 @@ from psp_model import PAPER_THRESHOLD
 
 @contextmanager
 def one_line_errors():
-    """Around a script's main: an error that a user can mend ends in one line and exit code 2.
+    """Around a script's main: a user's error ends in one line and exit code 2.
 
     SIGTERM ends the script as Ctrl-C does, with what is open closed in order.
     """
@@ -104,8 +104,8 @@ def quirks(setting):
         names = sorted(set(filter(None, text.split(","))))
         unknown = [name for name in names if name not in QUIRKS[setting]]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is no quirk of {setting} supervised training, "
-                                             f"which has: {', '.join(QUIRKS[setting])}")
+            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is an unknown quirk; {setting} supervised "
+                                             f"training has: {', '.join(QUIRKS[setting])}")
         return names
     return parse
 
@@ -118,8 +118,9 @@ def main_options(description, setting):
     task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model_name", choices=["PSP", "AVEL"], default="PSP",
-                       help="AVEL is the baseline of Tian et al., ECCV 2018 (default: %(default)s)")
+    model.add_argument("--model_name", choices=["PSP", "AVEL"],
+                       help="AVEL is the baseline of Tian et al., ECCV 2018 (default: PSP; in evaluation, the "
+                            "checkpoint's own)")
     model.add_argument("--threshold", type=bounded(float, 0, 1), metavar="TAU",
                        help="similarities of PSP that are not above it are pruned, in 0..1 "
                             f"(default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the checkpoint's own)")
@@ -184,7 +185,7 @@ def main_options(description, setting):
                               "(default: %(default)s)")
 
     parser.data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name; "
-                                                    "its own option goes first.")
+                                                    "its own option overrides that.")
     parser.data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                              help="(default: %(default)s)")
     parser.data.add_argument("--annotations", type=Path, metavar="FILE",
@@ -210,12 +211,15 @@ def parse_options(parser):
         parser.error("--resume goes with --train")
     if args.save_predictions and args.train:
         parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
+    of_training = ["attention", "propagation", "modality", "second_normalisation", "weighting", "weak_labels", "LAMBDA"]
+    changed = [name for name in of_training if getattr(args, name, None) != parser.get_default(name)]
+    if changed and not args.train:
+        parser.error(f"--{changed[0]} goes with --train; a checkpoint knows how its network was built")
     avel = args.model_name == "AVEL"
-    of_psp = ("threshold", "attention", "propagation", "modality", "second_normalisation", "weighting")
-    changed = {name for name in of_psp if getattr(args, name) != parser.get_default(name)}
-    if avel and (changed or {"stale_avps", "initial_weights"} & set(args.released_quirks)):
-        parser.error("--threshold, the ablations, stale_avps and initial_weights are of PSP; AVEL has none of them")
-    if "initial_weights" in args.released_quirks and changed & {"attention", "modality", "weighting"}:
+    quirks_of_psp = {"stale_avps", "initial_weights"} & set(args.released_quirks)
+    if avel and (changed or quirks_of_psp or args.threshold is not None):
+        parser.error("AVEL has no --threshold, no --LAMBDA, no ablations, and of the quirks only fixed_batches")
+    if "initial_weights" in args.released_quirks and {"attention", "modality", "weighting"} & {*changed}:
         parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
     if args.propagation != "psp" and args.threshold is not None:
         parser.error(f"--propagation {args.propagation} is a --threshold, too; give one of them")
@@ -226,6 +230,7 @@ def parse_options(parser):
                         "released" if "stale_avps" in args.released_quirks else "shuffled")
     args.batch_size = args.batch_size or (64 if avel else 128)
     if args.train:
+        args.model_name = args.model_name or "PSP"
         args.precision = args.precision or "fp32"
     return args
 
@@ -347,6 +352,9 @@ def evaluate_checkpoint(args, given, setting):
         raise UserError("evaluation runs in one process; start it without torchrun")
     check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load(args.trained_model_path, setting)
+    if args.model_name not in (None, checkpoint["model_name"]):
+        raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, "
+                        f"not of --model_name {args.model_name}")
     args.precision = args.precision or trained_precision(checkpoint, args.device)
     device = select_device(args)
     data = read_data(args, given, ["val", "test"] if has_labels(args.data_dir, given) else [None], device)
@@ -360,7 +368,7 @@ def evaluate_checkpoint(args, given, setting):
 
     saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
     print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
-          + about_network(checkpoint, network))
+          + about_network(checkpoint, args.threshold))
     if None in results:
         print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
         print_found_classes(results[None], names)
@@ -389,14 +397,17 @@ def print_scores(results, names):
         print_metrics(split, result, len(names) - 1)
 
 
-def about_network(checkpoint, network):
-    """'threshold 0.099' and what is taken out; of AVEL, which has neither, that there is no propagation."""
+def about_network(checkpoint, threshold):
+    """'threshold 0.099' and what is taken out; of AVEL, which has neither, that there is no propagation.
+
+    threshold: that of the option, which replaces the checkpoint's own.
+    """
     if checkpoint["model_name"] == "AVEL":
         return "no propagation"
     whole = {"attention": "audio-guided", "modality": "both"}
     config = {**whole, **checkpoint["network"]}
     taken_out = [f"{name} {config[name]}" for name in whole if config[name] != whole[name]]
-    return ", ".join([f"threshold {network.psp.threshold}", *taken_out])
+    return ", ".join([f"threshold {config['threshold'] if threshold is None else threshold}", *taken_out])
 
 
 def trained_precision(checkpoint, device_name):

@@ -79,7 +79,7 @@ def train(args, data, device):
             if run.is_check(epoch):
                 val = utils.predict(network, data["val"], args.batch_size, args.precision)
                 test = utils.predict(network, data["test"], args.batch_size, args.precision)
-                run.keep_best(val, test, score=val.accuracy)
+                run.keep_best(val, test, score=val.accuracy, name="accuracy")
             schedule.step()
             run.end_epoch()
         return run.report()

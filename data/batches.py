@@ -95,7 +95,7 @@ class TrainingBatches:
         self.dataset, self.device = dataset, device
         self.rank, self.world_size = rank, world_size
         self.steps = len(dataset) // batch_size
-        self._orders = enumerate(ORDERS[order](len(dataset), batch_size, seed))
+        self._orders, self._drawn = ORDERS[order](len(dataset), batch_size, seed), 0      # epochs so far
         self._targets = None
         if stale:
             epochs = ORDERS[order](len(dataset), batch_size, seed)
@@ -106,13 +106,15 @@ class TrainingBatches:
         return self.steps
 
     def epoch(self, epoch):
-        """Yields the batches of an epoch, a dict of tensors each; valid until the next one is asked for.
+        """Yields the batches of an epoch, a dict of tensors each; the next one OVERWRITES the features of a batch.
 
-        Epochs are asked for in rising order.
+        Epochs are drawn in rising order; ValueError for one that was drawn before.
         """
-        number = None
-        while number != epoch:      # a resumed run passes over the epochs before
-            number, positions = next(self._orders)
+        if epoch < self._drawn:
+            raise ValueError(f"epoch {epoch} was drawn already")
+        while self._drawn <= epoch:      # a resumed run passes over the epochs before
+            self._drawn += 1
+            positions = next(self._orders)
             targets = self._share(next(self._targets)) if self._targets else None
         positions = self._share(positions).to(self.dataset.device)
         for step, batch in enumerate(read_ahead(self.dataset, positions, self.device)):
@@ -126,7 +128,7 @@ class TrainingBatches:
 
 
 def read_ahead(dataset, batches, device):
-    """Yields dataset[positions] on the device for each batch of positions; valid until the next one is asked for.
+    """Yields dataset[positions] on the device for each batch of positions; the next one OVERWRITES its features.
 
     What is not in the device's memory is read one batch ahead, while the caller computes.
     """

@@ -62,7 +62,7 @@ def _whole_dataset(path, key, content, file):
         chunks = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks))
         missing = chunks - dataset.id.get_num_chunks()
     if missing > 0:
-        raise UserError(f"{path}: was never written to its end; download or make it again")
+        raise UserError(f"{path}: is incomplete: it was not written to its end; download or make it again")
     return dataset
 
 

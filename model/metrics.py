@@ -23,7 +23,7 @@ class Predictions:
         return (self.predicted == self.labels).sum(axis=1).tolist()
 
     def metrics(self, background):
-        """What else tells how good the labels are, each in 0..1; None where there is nothing to count.
+        """Further metrics, each in 0..1; None where there is nothing to count.
 
         event_or_background: share of segments that are rightly called event or background.
         video_category: share of videos with an event whose category is the most frequent predicted one.
@@ -74,7 +74,7 @@ def f1(hits, true, predicted):
 
 
 def most_frequent(labels):
-    """The label that stands most often in labels, the smallest of several; None where there is none."""
+    """The most frequent label, the smallest of several; None where there is none."""
     return int(np.bincount(labels).argmax()) if len(labels) else None
 
 

@@ -19,7 +19,7 @@ from model.checkpoint import WRONG_CONTENT, save
 from model.processes import rank, sum_over_processes, world_size
 from model.released import read_file
 
-SAVE_SECONDS = 60      # the state is saved at the end of an epoch at the latest when so much time has passed
+SAVE_SECONDS = 60      # the state is also saved at the first end of an epoch after so many seconds
 
 
 class Run:
@@ -30,8 +30,8 @@ class Run:
         <model>_<setting>_state.pt   all that --resume needs to go on as if the run had not been stopped
 
     epoch: finished epochs. record: the log line of the epoch under way. last: that of the last epoch scored.
-    best, best_test: {record, test_correct, test_metrics} of the check with the highest score, and of that with the
-        highest test accuracy.
+    best, best_test: {name, score, record, test_correct, test_metrics} of the check with the highest score, and of that
+        with the highest test accuracy.
     Raises UserError where --resume has nothing that fits to go on with, and where the folder is in use.
     """
 
@@ -51,7 +51,7 @@ class Run:
                      "random_weights": any(dataset.random_weights for dataset in data.values())},
         }
         self.epoch, self.checks, self.saved_epoch, self.saved_at = 0, 0, 0, time.monotonic()
-        self.record = self.best = self.best_score = self.best_test = self.last = None
+        self.record = self.best = self.best_test = self.last = None
         self.loss_sum = torch.zeros((), device=device)
         self.writes = rank() == 0      # the files; the other processes only follow
 
@@ -81,7 +81,7 @@ class Run:
                       f"{self.saved_epoch}", file=sys.stderr)
 
     def epochs(self):
-        """Yields the numbers of the epochs that are left, from that on which the state was saved after."""
+        """Yields the numbers of the remaining epochs; a resumed run begins after the last epoch that was saved."""
         for epoch in range(self.epoch, self.args.nb_epoch):
             self.record = {"epoch": epoch, "loss": None, "lr": self.optimizer.param_groups[0]["lr"]}
             self.bar.set_description(f"epoch {epoch}", refresh=False)
@@ -108,26 +108,31 @@ class Run:
     def _may_be_kept(self, epoch):
         return epoch > 0 and epoch % self.args.check_epoch == 0
 
-    def keep_best(self, val, test, score):
-        """Notes the `Predictions` of both splits; the checkpoint is kept where score is higher than ever before.
+    def keep_best(self, val, test, score, name):
+        """Notes the `Predictions` of both splits; saves the checkpoint whenever the score of that name improves.
 
-        The last epoch counts only where it is a check, or the only epoch scored.
+        A score of None is the lowest. The last epoch counts only where it is a check, or the only epoch scored, so that
+        the number of epochs does not change the choice.
         """
+        score = -math.inf if score is None else score
+        if self.best and self.best["name"] != name:
+            raise UserError(f"the checkpoint of this run was chosen by {self.best['name']}, not by {name}; "
+                            "start again without --resume")
         self.record.update(val_accuracy=val.accuracy, test_accuracy=test.accuracy)
         self.last = self.record
         if self._may_be_kept(self.epoch) or self.best is None:
             self.checks += 1
-            if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
-                self.best_test = self._scores(test)
-            if self.best is None or score > self.best_score:
-                self.best, self.best_score = self._scores(test), score
+            if self.best_test is None or test.accuracy > self.best_test["score"]:
+                self.best_test = self._scores(test, test.accuracy, "test accuracy")
+            if self.best is None or score > self.best["score"]:
+                self.best = self._scores(test, score, name)
                 if self.writes:
                     save(self.checkpoint_path, {**self.config, **self.record, "weights": self.network.state_dict()})
         tqdm.write(f"epoch {self.epoch}: loss {self.record['loss']:.4f}  val {percent(val.accuracy)}  "
                    f"test {percent(test.accuracy)}", file=sys.stdout)
 
-    def _scores(self, test):
-        return {"record": self.record, "test_correct": test.correct_segments,
+    def _scores(self, test, score, name):
+        return {"name": name, "score": score, "record": self.record, "test_correct": test.correct_segments,
                 "test_metrics": test.metrics(self.background)}
 
     def end_epoch(self):
@@ -147,7 +152,7 @@ class Run:
         best, best_test = self.best["record"], self.best_test["record"]
         self._log({"result": {"best_validation": best, "best_test": best_test, "last": self.last,
                               "checks": self.checks}})
-        print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
+        print(f"best validation {self.best['name']}: {percent(self.best['score'])} (epoch {best['epoch']})")
         print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
@@ -205,7 +210,7 @@ class Run:
                                 f"({changed}); give the same, or choose another --output_dir")
 
     def _restore(self, state):
-        for name in ("epoch", "checks", "best", "best_score", "best_test", "last"):
+        for name in ("epoch", "checks", "best", "best_test", "last"):
             setattr(self, name, state[name])
         if not (0 <= self.epoch <= self.args.nb_epoch and 0 <= state["log_bytes"]):
             raise ValueError("its position is impossible")
@@ -223,7 +228,7 @@ class Run:
         return {
             "config": self.config,
             "epoch": self.epoch, "checks": self.checks,
-            "best": self.best, "best_score": self.best_score, "best_test": self.best_test, "last": self.last,
+            "best": self.best, "best_test": self.best_test, "last": self.last,
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -96,4 +96,4 @@ def test_without_background_videos_their_files_are_not_needed(data_folder):
 
 def test_avel_has_no_ablations(main_in_process, tiny_folder):
     code, _, error = main_in_process(MAIN["fully"], "--train", "--model_name", "AVEL", "--propagation", "none", "--data_dir", tiny_folder)
-    assert code == 2 and "AVEL has none of them" in error
+    assert code == 2 and "AVEL has no --threshold" in error

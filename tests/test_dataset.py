@@ -146,7 +146,7 @@ BROKEN = {
     "a link": ("audio_feature.h5", lambda folder: link(folder / "audio_feature.h5"), "link to another file"),
     "one value": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", 3.5), "a single value"),
     "nothing": ("labels_noisy.h5", lambda folder: rewrite(folder / "labels_noisy.h5", h5py.Empty("f8")), "nothing"),
-    "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"), "never written"),
+    "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"), "not written to its end"),
     "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")), "NaN or inf"),
     "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
     "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "has no background video"),
@@ -244,3 +244,20 @@ def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name)
             assert str(data_folder) in str(error)
         else:
             assert all(torch.isfinite(value.double()).all() for value in dataset[list(range(len(dataset)))].values())
+
+
+def test_one_more_feature_file_is_in_each_batch(data_folder, monkeypatch):
+    """Two entries in dataset.py are enough; its shape is checked, and it has no background videos."""
+    import dataset as module
+    flow = np.random.default_rng(0).random((40, 6, 5))
+    rewrite(data_folder / "flow_feature.h5", flow)
+    monkeypatch.setitem(module.AVE_FILES, "flow", module.AVEFile(("flow_feature.h5",), "flow", "nowhere"))
+    monkeypatch.setattr(module, "FEATURES", ("audio", "visual", "flow"))
+    for features in ("memory", "disk"):
+        item = load(data_folder, features=features)[[2, 0]]
+        np.testing.assert_array_equal(item["flow"], flow[item["video"]].astype(np.float32))
+    with pytest.raises(UserError, match="--background_videos off"):
+        load(data_folder, weak=True)
+    rewrite(data_folder / "flow_feature.h5", flow[:, :-1])
+    with pytest.raises(UserError, match=r"flow_feature.h5: has shape \(40, 5, 5\)"):
+        load(data_folder)

@@ -80,7 +80,7 @@ def test_a_run_with_quirks_trains_differently_and_goes_on_as_it_began(
 def test_an_unknown_quirk_is_refused(main_in_process, tiny_folder):
     code, _, error = main_in_process("weakly_supervised_main.py", "--train", "--released_quirks", "stale_avps",
                                      "--data_dir", tiny_folder)
-    assert code == 2 and "'stale_avps' is no quirk of weakly supervised training" in error
+    assert code == 2 and "'stale_avps' is an unknown quirk; weakly supervised training has" in error
 
 
 def test_stale_targets_alone_leave_the_batches_as_they_are(tiny_folder):

@@ -21,6 +21,7 @@ from data.batches import shuffled_batches
 from data.files import UserError, lock, write_atomically
 from dataset import AVEDataset, find_files, required_files
 from model.checkpoint import load, network_sizes, rebuild, save
+from model.metrics import Predictions
 from model.released import read_file
 from model.run import Run
 from psp_model import FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, fully_supervised_loss
@@ -197,6 +198,36 @@ def test_of_two_equal_checks_the_earlier_one_is_kept(main_in_process, tiny_folde
     assert torch.load(tmp_path / "PSP_fully.pt", weights_only=True)["epoch"] == 1
 
 
+def test_the_score_that_is_handed_in_chooses_the_checkpoint(tmp_path):
+    """And its name is printed; None is the lowest score, and of equal scores the first one counts."""
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [9])
+
+    class Split:
+        sizes, digest, random_weights = SimpleNamespace(_asdict=dict, background=1), "", False
+
+        def __len__(self):
+            return 1
+    data = {split: Split() for split in ("train", "val", "test")}
+    args = SimpleNamespace(model_name="PSP", nb_epoch=7, check_epoch=1, save_epoch=1, resume=False, seed=1,
+                           output_dir=tmp_path)
+    labels = np.zeros((1, 2), int)
+    result = Predictions(np.zeros(1), labels, labels, np.ones((1, 2)))
+    with Run(args, "fully", {}, network, optimizer, schedule, data, steps=1) as run:
+        for epoch, score in zip(run.epochs(), (None, None, 0.2, 0.5, 0.5, 0.4, None)):
+            optimizer.step()
+            run.add(torch.ones(()))
+            run.end_steps()
+            if run.is_check(epoch):
+                run.keep_best(result, result, score=score, name="event F1")
+            schedule.step()
+            run.end_epoch()
+        assert run.report()["best_epoch"] == 3
+    with pytest.raises(UserError, match="chosen by event F1, not by accuracy"):
+        run.keep_best(result, result, score=1, name="accuracy")
+
+
 def test_weak_training_uses_the_label_shares_as_they_are(main_in_process, data_folder, tmp_path):
     """The first loss, computed here from the files, of shares that any rounding would change."""
     share = np.random.default_rng(0).dirichlet(np.ones(5), 40)
@@ -370,6 +401,9 @@ BAD_OPTIONS = {
     "wrong annotations": (["--trained_model_path", "CHECKPOINT", "--annotations", "short.txt"], "short.txt: has 1 lines"),
     "other data": (["--trained_model_path", "WIDE"], "visual_dim"),
     "resume without training": (["--trained_model_path", "x.pt", "--resume"], "--resume"),
+    "an ablation in evaluation": (["--trained_model_path", "CHECKPOINT", "--attention", "mean"], "goes with --train"),
+    "another model": (["--trained_model_path", "CHECKPOINT", "--model_name", "AVEL"], "is a checkpoint of PSP"),
+    "AVEL with LAMBDA": (["--train", "--model_name", "AVEL", "--LAMBDA", "5"], "AVEL has no"),
 }
 
 
@@ -451,3 +485,14 @@ def test_features_of_random_weights_are_marked_in_every_log(main_in_process, dat
                                      "--output_dir", tmp_path)
     assert code == 0 and "WARNING" in error and "--random_weights" in error
     assert log_of(tmp_path, "fully")[0]["run"]["data"]["random_weights"] is True
+
+
+def test_a_checkpoint_with_the_first_names_is_read(tmp_path):
+    """Checkpoints of this repository before num_classes was called so."""
+    network = PSPNetwork(12, 20, (3, 3), 5, threshold=0.1, **WEAKLY_SUPERVISED)
+    config = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), labels=5, threshold=0.1, **WEAKLY_SUPERVISED,
+                  attention="audio-guided", propagation="psp", modality="both")
+    save(tmp_path / "PSP.pt", {"setting": "weakly", "model_name": "PSP", "network": config,
+                               "weights": network.state_dict()})
+    again = rebuild(load(tmp_path / "PSP.pt"), tmp_path / "PSP.pt")
+    assert torch.equal(again.classifier[2].weight, network.classifier[2].weight)
