@@ -220,9 +220,9 @@ class Run:
         set_random_state(state["random"])
 
     def _save_state(self):
-        self.saved_epoch, self.saved_at = self.epoch, time.monotonic()
         if self.writes:
             save(self.state_path, self._state(self.log.tell()))
+        self.saved_epoch, self.saved_at = self.epoch, time.monotonic()
 
     def _state(self, log_bytes):
         return {

@@ -82,7 +82,7 @@ def test_weak_files_are_not_asked_for_where_only_the_full_setting_is_wanted(main
 
 
 def test_a_damaged_file_is_named_and_the_audit_goes_on(main_in_process, data_folder):
-    """Bytes are changed in many places of a compressed file with checksums; the other files are audited all the same."""
+    """Bytes are changed in many places of a compressed file with checksums; the other files are audited as well."""
     path = data_folder / "visual_feature.h5"
     rewrite(path, read(path), chunks=True, compression="gzip", fletcher32=True)
     whole = path.read_bytes()
