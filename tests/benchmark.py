@@ -7,8 +7,8 @@
 Each row is measured in a process of its own:
 
 first batch   seconds from the start of Python until the first batch of a training run is ready
-data, forward, backward, optimiser    milliseconds of a step of the shipped training loop (medians); data is what the step
-              waits for its batch, forward includes the loss
+data, forward, backward, optimiser    milliseconds of a step of the shipped training loop (medians); data is what the
+              step waits for its batch, forward includes the loss
 train, eval   videos per second
 AVGA          milliseconds of the two products of its first layer that no implementation can avoid, H_v = U_v V and the
               gradient of U_v, of just these shapes and precision, on their own; its share: theirs of the step

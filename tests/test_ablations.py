@@ -40,7 +40,8 @@ def test_mean_attention_sees_no_place(setting):
 def test_propagation_of_all_pairs_and_of_none(setting, propagation, main_in_process, tiny_folder, tmp_path):
     """All that is similar at all is propagated, or nothing; as the checkpoint of such a run says."""
     path = tmp_path / f"PSP_{setting}.pt"
-    code, _, error = main_in_process(MAIN[setting], "--train", "--nb_epoch", 1, "--batch_size", 8, "--propagation", propagation,
+    code, _, error = main_in_process(MAIN[setting], "--train", "--nb_epoch", 1, "--batch_size", 8,
+                                     "--propagation", propagation,
                                      "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert code == 0, error
     psp = rebuild(load(path), path).eval()(*(value.float() for value in features())).psp
@@ -63,19 +64,24 @@ def test_one_modality_depends_on_that_one_alone(setting, modality, used):
 
 
 RUNS = {
-    "fully": [("--attention", "mean"), ("--propagation", "none"), ("--propagation", "all-pairs"), ("--modality", "audio"),
+    "fully": [("--attention", "mean"), ("--propagation", "none"), ("--propagation", "all-pairs"),
+              ("--modality", "audio"),
               ("--modality", "visual"), ("--second_normalisation", "off"), ("--weighting", "on"), ("--LAMBDA", 0),
               ("--model_name", "AVEL")],
-    "weakly": [("--attention", "mean"), ("--propagation", "none"), ("--modality", "audio"), ("--second_normalisation", "on"),
-               ("--weighting", "off"), ("--weak_labels", "tag"), ("--background_videos", "off"), ("--model_name", "AVEL")],
+    "weakly": [("--attention", "mean"), ("--propagation", "none"), ("--modality", "audio"),
+               ("--second_normalisation", "on"),
+               ("--weighting", "off"), ("--weak_labels", "tag"), ("--background_videos", "off"),
+               ("--model_name", "AVEL")],
 }
 
 
 @pytest.mark.parametrize("setting, options", [(setting, options) for setting, runs in RUNS.items() for options in runs],
                          ids=lambda value: value if isinstance(value, str) else "=".join(map(str, value)))
-def test_every_ablation_trains_and_is_evaluated_from_its_checkpoint(setting, options, main_in_process, tiny_folder, tmp_path):
+def test_every_ablation_trains_and_is_evaluated_from_its_checkpoint(setting, options, main_in_process, tiny_folder,
+                                                                    tmp_path):
     data = ("--data_dir", tiny_folder)
-    code, _, error = main_in_process(MAIN[setting], "--train", "--nb_epoch", 2, "--batch_size", 8, "--output_dir", tmp_path, *data,
+    code, _, error = main_in_process(MAIN[setting], "--train", "--nb_epoch", 2, "--batch_size", 8,
+                                     "--output_dir", tmp_path, *data,
                                      *options)
     assert code == 0, error
     name = "AVEL" if "AVEL" in options else "PSP"
@@ -95,5 +101,6 @@ def test_without_background_videos_their_files_are_not_needed(data_folder):
 
 
 def test_avel_has_no_ablations(main_in_process, tiny_folder):
-    code, _, error = main_in_process(MAIN["fully"], "--train", "--model_name", "AVEL", "--propagation", "none", "--data_dir", tiny_folder)
+    code, _, error = main_in_process(MAIN["fully"], "--train", "--model_name", "AVEL", "--propagation", "none",
+                                     "--data_dir", tiny_folder)
     assert code == 2 and "AVEL has no --threshold" in error

@@ -31,7 +31,8 @@ def test_outputs_loss_gradients_and_adam_steps_agree(setting):
     for released in golden["parameters"]:
         module, _, parameter = released.rpartition(".")
         names[f"{RELEASED_NAMES[module]}.{parameter}"] = released
-    network.load_state_dict({ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, tuple(golden["parameters"][released])))
+    network.load_state_dict({ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released,
+                                                                     tuple(golden["parameters"][released])))
                              for ours, released in names.items()}, strict=True)
     audio, visual, labels = map(torch.from_numpy, recipe.inputs(GOLDEN["seed"], GOLDEN["batch"]))
     category = labels.amin(dim=1)      # of the event: background, 28, is the largest label
@@ -50,7 +51,8 @@ def test_outputs_loss_gradients_and_adam_steps_agree(setting):
     assert loss.item() == pytest.approx(golden["loss"], rel=1e-8)
     loss.backward()
     for ours, released in names.items():
-        assert network.get_parameter(ours).grad.norm().item() == pytest.approx(golden["grad_norms"][released], rel=1e-8), ours
+        norm = network.get_parameter(ours).grad.norm().item()
+        assert norm == pytest.approx(golden["grad_norms"][released], rel=1e-8), ours
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for expected in golden["adam_losses"]:
         loss = loss_of(network(audio, visual))

@@ -18,7 +18,8 @@ def test_a_good_folder(quick_script, tiny_folder):
 
 
 def test_the_real_labels_and_splits(quick_script, real_ave, tmp_path):
-    quick_script("data/synthetic.py", "--output_dir", tmp_path, "--annotations", real_ave / "Annotations.txt", "--orders", real_ave,
+    quick_script("data/synthetic.py", "--output_dir", tmp_path, "--annotations", real_ave / "Annotations.txt",
+                 "--orders", real_ave,
            *"--audio_dim 3 --map_size 1 --visual_dim 2 --background 178".split())
     for name in ("mil_labels.h5", "labels_noisy.h5"):      # the published ones
         (tmp_path / name).write_bytes((real_ave / name).read_bytes())
@@ -40,19 +41,25 @@ DAMAGE = {
     "missing": (lambda folder: (folder / "prob_label.h5").unlink(), "prob_label.h5: missing", "prepare_labels.py"),
     "truncated": (lambda folder: (folder / "visual_feature.h5").write_bytes(
         (folder / "visual_feature.h5").read_bytes()[:-9]), "visual_feature.h5: cannot be read", "download"),
-    "NaN": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), np.nan)), "audio_feature.h5: 1 values are NaN", "again"),
+    "NaN": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), np.nan)),
+            "audio_feature.h5: 1 values are NaN", "again"),
     "too large": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), 1e300)), "1 values are NaN", "again"),
-    "one value": (lambda folder: rewrite(folder / "mil_labels.h5", 1.0), "mil_labels.h5: 'avadataset' is a single value", ""),
+    "one value": (lambda folder: rewrite(folder / "mil_labels.h5", 1.0),
+                  "mil_labels.h5: 'avadataset' is a single value", ""),
     "wrong axes": (change("mil_labels.h5", lambda a: a[:, None]), "mil_labels.h5: has shape", ""),
     "empty": (change("val_order.h5", lambda a: a[:0], "order"), "val_order.h5: is empty", ""),
     "count": (change("audio_feature.h5", lambda a: a[1:]), "audio_feature.h5: has shape", "right_labels.h5"),
-    "share": (change("prob_label.h5", lambda a: with_value(a, 7, [0, 0, 0.5, 0, 0.5])), "prob_label.h5: 1 videos", "row 7"),
+    "share": (change("prob_label.h5", lambda a: with_value(a, 7, [0, 0, 0.5, 0, 0.5])), "prob_label.h5: 1 videos",
+              "row 7"),
     "category": (change("mil_labels.h5", lambda a: np.roll(a, 1, axis=1)), "mil_labels.h5:", "prepare_labels.py"),
-    "background": (change("labels_noisy.h5", lambda a: a[:, ::-1]), "labels_noisy.h5: has videos that are not", "prepare"),
+    "background": (change("labels_noisy.h5", lambda a: a[:, ::-1]), "labels_noisy.h5: has videos that are not",
+                   "prepare"),
     "labels": (change("right_labels.h5", lambda a: with_value(a, (4, 1), [0, 0, 0, 1, 0])), "annotated", "row 4"),
     "overlap": (overlap, "train_order.h5: shares 3 rows with the test split", "order files"),
-    "twice": (change("val_order.h5", lambda a: np.r_[a, a[:2]], "order"), "val_order.h5: names 2 rows more than once", ""),
-    "annotations": (lambda folder: (folder / "Annotations.txt").write_text("a&b&good&0&3\n"), "has 1 lines", "40 videos"),
+    "twice": (change("val_order.h5", lambda a: np.r_[a, a[:2]], "order"), "val_order.h5: names 2 rows more than once",
+              ""),
+    "annotations": (lambda folder: (folder / "Annotations.txt").write_text("a&b&good&0&3\n"), "has 1 lines",
+                    "40 videos"),
 }
 
 
@@ -75,7 +82,7 @@ def test_weak_files_are_not_asked_for_where_only_the_full_setting_is_wanted(main
 
 
 def test_a_damaged_file_is_named_and_the_audit_goes_on(main_in_process, data_folder):
-    """Bytes are changed in many places of a compressed file with checksums; the other files are looked at all the same."""
+    """Bytes are changed in many places of a compressed file with checksums; the other files are audited all the same."""
     path = data_folder / "visual_feature.h5"
     rewrite(path, read(path), chunks=True, compression="gzip", fletcher32=True)
     whole = path.read_bytes()
@@ -99,7 +106,8 @@ def test_compressed_files_are_fine(main_in_process, data_folder):
 
 
 @pytest.mark.parametrize("function, expected", [
-    (lambda a: a - 0.5, "audio_feature.h5: has negative values"), (lambda a: a / 300, "times that of published features"),
+    (lambda a: a - 0.5, "audio_feature.h5: has negative values"),
+    (lambda a: a / 300, "times that of published features"),
     (lambda a: a + 0.1, "of its values are zeros"),
     (lambda a: np.zeros((len(a), 6, 6, 4, 512)), "maps of VGGish's last pooling layer")], ids=range(4))
 def test_features_of_another_kind_are_noted(main_in_process, data_folder, function, expected):

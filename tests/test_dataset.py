@@ -50,7 +50,8 @@ def test_any_float_dtype_and_layout(data_folder, dtype, layout):
     for name in ("audio_feature.h5", "visual_feature.h5"):
         rewrite(data_folder / name, read(data_folder / name).astype(dtype), **layout)
     for features in ("memory", "disk"):
-        assert_holds_rows(load(data_folder, features=features), data_folder, read(data_folder / "train_order.h5", "order"))
+        assert_holds_rows(load(data_folder, features=features), data_folder,
+                          read(data_folder / "train_order.h5", "order"))
 
 
 def test_a_file_that_begins_with_something_else_is_read_in_the_right_place(data_folder):
@@ -81,7 +82,8 @@ def test_features_in_bfloat16_are_the_rounded_ones(tiny_folder):
 def test_the_digest_tells_other_features_labels_and_orders(data_folder):
     before = load(data_folder, weak=True).digest
     assert load(data_folder, weak=True).digest == before
-    for name, key in (("visual_feature.h5", "avadataset"), ("audio_feature.h5", "avadataset"), ("mil_labels.h5", "avadataset"),
+    for name, key in (("visual_feature.h5", "avadataset"), ("audio_feature.h5", "avadataset"),
+                      ("mil_labels.h5", "avadataset"),
                       ("train_order.h5", "order")):
         whole = read(data_folder / name, key)
         rewrite(data_folder / name, whole[::-1], key)
@@ -102,7 +104,8 @@ def test_weak_training_set_has_the_background_videos_behind_the_others(tiny_fold
         item = dataset[24 + k]
         assert item["video"] == 40 + k
         np.testing.assert_array_equal(item["audio"], read(tiny_folder / "audio_feature_noisy.h5")[k].astype(np.float32))
-        np.testing.assert_array_equal(item["visual"], read(tiny_folder / "visual_feature_noisy.h5")[k].astype(np.float32))
+        visual = read(tiny_folder / "visual_feature_noisy.h5")[k]
+        np.testing.assert_array_equal(item["visual"], visual.astype(np.float32))
         assert item["label_share"].tolist() == [0, 0, 0, 0, 1]
         assert item["video_label"] == 4 and item["labels"].tolist() == [4] * 6
 
@@ -134,7 +137,8 @@ def test_all_missing_files_are_listed_at_once_with_source_and_alternative(tmp_pa
 BROKEN = {
     "not HDF5": ("visual_feature.h5", lambda folder: (folder / "visual_feature.h5").write_text("no"), "cannot be read"),
     "truncated": ("visual_feature.h5", lambda folder: truncate(folder / "visual_feature.h5"), "cannot be read"),
-    "wrong key": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.zeros(3), "other"), "avadataset"),
+    "wrong key": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.zeros(3), "other"),
+                  "avadataset"),
     "text": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.array([b"a"])), "not numbers"),
     "wrong axes": ("visual_feature.h5", change("visual_feature.h5", lambda a: a[..., 0]), "shape"),
     "fewer videos": ("audio_feature.h5", change("audio_feature.h5", lambda a: a[:-1]), "shape"),
@@ -146,15 +150,18 @@ BROKEN = {
     "a link": ("audio_feature.h5", lambda folder: link(folder / "audio_feature.h5"), "link to another file"),
     "one value": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", 3.5), "a single value"),
     "nothing": ("labels_noisy.h5", lambda folder: rewrite(folder / "labels_noisy.h5", h5py.Empty("f8")), "nothing"),
-    "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"), "not written to its end"),
-    "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")), "NaN or inf"),
+    "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"),
+                       "not written to its end"),
+    "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")),
+                                 "NaN or inf"),
     "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
     "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "has no background video"),
     "two labels": ("right_labels.h5", change("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
     "no label": ("right_labels.h5", change("right_labels.h5", lambda a: a * 0), "not one-hot"),
     "two categories": ("mil_labels.h5", change("mil_labels.h5", lambda a: a + a[:, ::-1]), "not one-hot"),
     "share over 1": ("prob_label.h5", change("prob_label.h5", lambda a: 2 * a), "sum to 1"),
-    "negative share": ("prob_label.h5", change("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])), "sum to 1"),
+    "negative share": ("prob_label.h5", change("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])),
+                       "sum to 1"),
     "share of others": ("prob_label.h5", change("prob_label.h5", lambda a: a[:, :-1]), "shape"),
     "background map": ("visual_feature_noisy.h5", change("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "shape"),
     "background count": ("audio_feature_noisy.h5", change("audio_feature_noisy.h5", lambda a: a[:2]), "shape"),
@@ -170,7 +177,8 @@ def link(path):
 def unwritten(path):
     features = read(path)
     with h5py.File(path, "w") as file:
-        file.create_dataset("avadataset", features.shape, features.dtype, chunks=(1, *features.shape[1:]))[:-3] = features[:-3]
+        file.create_dataset("avadataset", features.shape, features.dtype,
+                            chunks=(1, *features.shape[1:]))[:-3] = features[:-3]
 
 
 def truncate(path):
@@ -236,7 +244,8 @@ def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name)
         if number % 3 == 0:
             data = data[:generator.integers(len(whole))]
         else:      # the first 2 kB hold the structure of the file
-            data[generator.integers(min(2200, len(whole)) if number % 3 == 1 else len(whole))] ^= 1 << generator.integers(8)
+            until = min(2200, len(whole)) if number % 3 == 1 else len(whole)
+            data[generator.integers(until)] ^= 1 << generator.integers(8)
         (data_folder / name).write_bytes(data)
         try:
             dataset = load(data_folder, weak=True)

@@ -8,18 +8,21 @@ import h5py
 import pytest
 
 from conftest import TINY
+from data.progress import progress_bar
 from model.released import read_file
 from model.run import Run
 
 
 def run_with_file_limit(script, limit, name, *options):
     """Runs a script in a process whose files may not grow beyond `limit` bytes, as on a full disk."""
-    return subprocess.run(script.command(name, *options), capture_output=True, text=True, env=script.environment(), timeout=120,
+    return subprocess.run(script.command(name, *options), capture_output=True, text=True, env=script.environment(),
+                          timeout=120,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
 
 
 def train_options(data, output):
-    return ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8, "--data_dir", data, "--output_dir", output)
+    return ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8, "--data_dir", data,
+            "--output_dir", output)
 
 
 def clear_line(done):
@@ -34,7 +37,8 @@ def test_no_room_for_a_checkpoint_or_a_log_line_loses_nothing(script, main_in_pr
     first_log_line = len((tmp_path / "whole" / "PSP_fully.jsonl").read_bytes().split(b"\n")[0])
     for limit, what in ((state_size - 10**6, "PSP_fully_state.pt"), (first_log_line + 60, "")):
         output = tmp_path / str(limit)
-        error = clear_line(run_with_file_limit(script, limit, "fully_supervised_main.py", *train_options(tiny_folder, output)))
+        error = clear_line(run_with_file_limit(script, limit, "fully_supervised_main.py",
+                                               *train_options(tiny_folder, output)))
         assert what in error and "File too large" in error
         assert not list(output.glob("*.partial"))
         assert main_in_process("fully_supervised_main.py", *train_options(tiny_folder, output), "--resume")[0] == 0
@@ -58,8 +62,9 @@ def test_no_room_for_synthetic_data_leaves_no_file_that_looks_whole(script, tmp_
 
 def test_a_file_that_another_process_writes_is_named(script, data_folder):
     path = data_folder / "visual_feature.h5"
-    writer = subprocess.Popen([sys.executable, "-c", f"import h5py; file = h5py.File({str(path)!r}, 'a'); print(1, flush=True); input()"],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"})
+    program = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print(1, flush=True); input()"
+    writer = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              env={**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"})
     writer.stdout.readline()
     done = script("fully_supervised_main.py", *train_options(data_folder, data_folder / "out"), code=2)
     writer.communicate(b"\n")
@@ -101,3 +106,16 @@ def test_data_that_is_replaced_between_epochs_changes_nothing(main_in_process, d
     assert main_in_process("fully_supervised_main.py", *train_options(data_folder, replaced))[0] == 0
     assert (data_folder / "visual_feature.h5").read_bytes() == b"something else"
     assert (replaced / "PSP_fully.jsonl").read_bytes() == (whole / "PSP_fully.jsonl").read_bytes()
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):
+    """Three states of a bar are three whole lines, without carriage returns."""
+    with progress_bar(total=3, desc="work", unit="step") as bar:
+        bar.update()      # too soon after the first line
+        bar.mininterval = 0
+        bar.update()
+        bar.update()
+    error = capsys.readouterr().err
+    assert "\r" not in error
+    lines = error.splitlines()
+    assert 2 <= len(lines) <= 4 and "0/3" in lines[0] and "3/3" in lines[-1] and "1/3" not in error

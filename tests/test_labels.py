@@ -6,7 +6,8 @@ from conftest import read
 
 def test_label_files_worked_by_hand(quick_script, tmp_path):
     (tmp_path / "Annotations.txt").write_text("cat&id0&good&0&4\ndog&id1&good&1&3\ncat&id2&good&2&2\n")
-    done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "Annotations.txt", "--output_dir", tmp_path,
+    done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "Annotations.txt",
+                        "--output_dir", tmp_path,
                   "--segments", 4, "--background_videos", 2)
     assert read(tmp_path / "right_labels.h5").argmax(-1).tolist() == [[0, 0, 0, 0], [2, 1, 1, 2], [2, 2, 2, 2]]
     assert read(tmp_path / "right_labels.h5").sum(-1).tolist() == [[1] * 4] * 3
@@ -26,7 +27,8 @@ def test_a_bad_line_writes_nothing(quick_script, tmp_path):
 
 
 def test_equal_to_the_published_files(quick_script, real_ave, tmp_path):
-    done = quick_script("data/prepare_labels.py", "--annotations", real_ave / "Annotations.txt", "--output_dir", tmp_path)
+    done = quick_script("data/prepare_labels.py", "--annotations", real_ave / "Annotations.txt",
+                        "--output_dir", tmp_path)
     np.testing.assert_array_equal(read(tmp_path / "mil_labels.h5"), read(real_ave / "mil_labels.h5"))
     np.testing.assert_array_equal(read(tmp_path / "labels_noisy.h5"), read(real_ave / "labels_noisy.h5"))
     right = read(tmp_path / "right_labels.h5")

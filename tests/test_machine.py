@@ -1,4 +1,4 @@
-"""Where features lie, in what precision is computed and among how many processes the work is split changes no result."""
+"""Results depend neither on where features lie, nor on the number of processes; and little on the precision."""
 import json
 import os
 import subprocess
@@ -28,7 +28,8 @@ def test_memory_and_disk_train_to_the_same_bits(main_in_process, tiny_folder, tm
         assert main_in_process(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path / features,
                                "--features", features)[0] == 0
     assert epochs_of(tmp_path / "memory", setting) == epochs_of(tmp_path / "disk", setting)
-    weights = [torch.load(tmp_path / features / f"PSP_{setting}.pt", weights_only=True)["weights"] for features in ("memory", "disk")]
+    weights = [torch.load(tmp_path / features / f"PSP_{setting}.pt", weights_only=True)["weights"]
+               for features in ("memory", "disk")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -61,7 +62,8 @@ def test_an_error_while_reading_ahead_ends_in_one_line(main_in_process, data_fol
     import h5py
     with h5py.File(data_folder / "visual_feature.h5", "a") as file:
         file["avadataset"][13, 2, 1, 1, 5] = np.nan
-    code, _, error = main_in_process(MAIN["fully"], *RUN, "--data_dir", data_folder, "--output_dir", tmp_path, "--features", "disk")
+    code, _, error = main_in_process(MAIN["fully"], *RUN, "--data_dir", data_folder, "--output_dir", tmp_path,
+                                     "--features", "disk")
     assert code == 2 and "visual_feature.h5: contains NaN" in error.splitlines()[-1] and "video row 13" in error
 
 
@@ -79,11 +81,13 @@ def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(main_in_process, tiny
     results = {}
     for precision in ("fp32", "bf16"):
         output = tmp_path / precision
-        assert main_in_process(MAIN["fully"], *RUN, "--data_dir", tiny_folder, "--output_dir", output, "--precision", precision)[0] == 0
+        assert main_in_process(MAIN["fully"], *RUN, "--data_dir", tiny_folder, "--output_dir", output,
+                               "--precision", precision)[0] == 0
         results[precision] = epochs_of(output, "fully")
     assert results["bf16"][0]["loss"] != results["fp32"][0]["loss"]
     assert results["bf16"][0]["loss"] == pytest.approx(results["fp32"][0]["loss"], rel=0.02)
-    code, out, _ = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "bf16" / "PSP_fully.pt", "--data_dir", tiny_folder)
+    code, out, _ = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "bf16" / "PSP_fully.pt",
+                                   "--data_dir", tiny_folder)
     best = results["bf16"][-1]["result"]["best_validation"]
     assert code == 0 and f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out
 

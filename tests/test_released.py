@@ -31,7 +31,8 @@ def released(request):
     setting = request.param
     network = PSPNetwork(128, 512, (7, 7), 29, threshold=0.1, **OPTIONS[setting])
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    return setting, {name: torch.from_numpy(recipe.parameter(GOLDEN["seed"], name, shapes[our_name(name, setting)])).float()
+    return setting, {name: torch.from_numpy(recipe.parameter(GOLDEN["seed"], name,
+                                                             shapes[our_name(name, setting)])).float()
                      for name in GOLDEN[setting]["grad_norms"]}
 
 
@@ -202,8 +203,8 @@ def storage_pickle(numel, size, stride=(1,), offset=0, key=b"0"):
         return b"(" + b"".join(map(integer, values)) + b"t"
     text = b"X" + struct.pack("<I", len(key)) + key
     storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + text + b"X\x03\0\0\0cpu" + integer(numel) + b"tQ"
-    return (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + integers(size) + integers(stride)
-            + b"\x89}tR.")
+    return (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + integers(size)
+            + integers(stride) + b"\x89}tR.")
 
 
 def many_modules():
@@ -243,8 +244,10 @@ RAW = {
     "deep lists": zip_of(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."),
     "stack of nothing": zip_of(b"\x80\x02a."),
     "modules within modules": many_modules(),
-    "a list copied over and over": zip_of(b"\x80\x02" + LIST + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 50_000 + b"."),
-    "pairs copied over and over": zip_of(b"\x80\x02" + LIST + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 9 + b"."),
+    "a list copied over and over": zip_of(
+        b"\x80\x02" + LIST + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 50_000 + b"."),
+    "pairs copied over and over": zip_of(
+        b"\x80\x02" + LIST + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 9 + b"."),
     "no end": zip_of(b"\x80\x02NNNN"),
     "extension registry": zip_of(b"\x80\x02\x82\x01."),
     "old instance": zip_of(b"(S'touch x'\nios\nsystem\n."),
@@ -289,7 +292,7 @@ def test_zip_bombs_and_paths(tmp_path):
 
 
 def test_parts_of_a_zip_file_that_overlap_are_refused(tmp_path):
-    """The numbers of storage 0 are the whole entry of storage 1, so that the file unfolds into nearly twice its size."""
+    """The numbers of storage 0 are the whole entry of storage 1: the file unfolds into nearly twice its size."""
     floats = FLOATS * 1000
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -300,7 +303,8 @@ def test_parts_of_a_zip_file_that_overlap_are_refused(tmp_path):
     def tensor(key, numel):
         return storage_pickle(numel, (1,), key=key).removeprefix(b"\x80\x02").removesuffix(b".")
     with zipfile.ZipFile(tmp_path / "PSP.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + tensor(b"0", len(inner) // 4) + tensor(b"1", 4000) + b"\x86.")
+        tensors = tensor(b"0", len(inner) // 4) + tensor(b"1", 4000)
+        archive.writestr("archive/data.pkl", b"\x80\x02" + tensors + b"\x86.")
         archive.writestr("archive/data/0", inner)
         outer = archive.getinfo("archive/data/0")
         part = zipfile.ZipInfo("archive/data/1")

@@ -9,7 +9,8 @@ from data.synthetic import FAMILIES, World, own_annotations
 
 
 def test_all_files_in_the_published_format(quick_script, tmp_path):
-    done = quick_script("data/synthetic.py", "--output_dir", tmp_path, *"--train 3 --val 2 --test 1 --background 2".split())
+    done = quick_script("data/synthetic.py", "--output_dir", tmp_path,
+                        *"--train 3 --val 2 --test 1 --background 2".split())
     expected = {
         "audio_feature.h5": ((6, 10, 128), "float64"), "visual_feature.h5": ((6, 10, 7, 7, 512), "float64"),
         "audio_feature_noisy.h5": ((2, 10, 128), "float64"), "visual_feature_noisy.h5": ((2, 10, 7, 7, 512), "float64"),
@@ -122,7 +123,8 @@ def test_statistics_worked_by_hand():
 
 def test_default_set_is_like_real_features(quick_script, tmp_path):
     """Recomputed from the written files, in another way."""
-    done = quick_script("data/synthetic.py", "--output_dir", tmp_path, *"--train 48 --val 4 --test 4 --background 0".split())
+    done = quick_script("data/synthetic.py", "--output_dir", tmp_path,
+                        *"--train 48 --val 4 --test 4 --background 0".split())
     for name, real in (("audio", REAL_AUDIO), ("visual", REAL_VISUAL)):
         features = read(tmp_path / f"{name}_feature.h5")
         positive = np.sort(features[features > 0])

@@ -108,7 +108,8 @@ def test_any_batch_size_evaluates_all_videos(trained, tiny_folder, main_in_proce
 def test_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, main_in_process):
     setting, folder, _ = trained
     other = {"fully": "weakly", "weakly": "fully"}[setting]
-    code, _, error = main_in_process(MAIN[other], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder)
+    code, _, error = main_in_process(MAIN[other], "--trained_model_path", folder / f"PSP_{setting}.pt",
+                                     "--data_dir", tiny_folder)
     assert code == 2 and f"{setting} supervised checkpoint" in error and error.count("\n") == 1
 
 
@@ -128,7 +129,8 @@ def test_same_seed_same_bits_and_another_seed_others(trained, tiny_folder, main_
     assert code == 0
     same_run(folder, tmp_path / "again", setting)
     assert out.splitlines()[:-1] == done.stdout.splitlines()[:-1]
-    main_in_process(MAIN[setting], *RUN, "--nb_epoch", 1, "--data_dir", tiny_folder, "--output_dir", tmp_path / "other", "--seed", 124)
+    main_in_process(MAIN[setting], *RUN, "--nb_epoch", 1, "--data_dir", tiny_folder,
+                    "--output_dir", tmp_path / "other", "--seed", 124)
     assert log_of(tmp_path / "other", setting)[1]["loss"] != log_of(folder, setting)[1]["loss"]
 
 
@@ -248,7 +250,8 @@ def test_weak_training_uses_the_label_shares_as_they_are(main_in_process, data_f
 def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_folder, main_in_process):
     setting, folder, _ = trained
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    code, _, error = main_in_process(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", folder, "--resume", "--lr", 0.5)
+    code, _, error = main_in_process(MAIN[setting], *RUN, "--data_dir", tiny_folder, "--output_dir", folder,
+                                     "--resume", "--lr", 0.5)
     assert code == 2 and "lr: 0.001 -> 0.5" in error
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -256,7 +259,8 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_
 @pytest.mark.parametrize("damage, expected", [
     (lambda folder: (folder / "PSP_fully.jsonl").unlink(), "PSP_fully.jsonl: is missing"),
     (lambda folder: (folder / "PSP_fully.pt").unlink(), "PSP_fully.pt: is missing"),
-    (lambda folder: (folder / "PSP_fully_state.pt").write_bytes((folder / "PSP_fully.pt").read_bytes()), "not the state of a run"),
+    (lambda folder: (folder / "PSP_fully_state.pt").write_bytes((folder / "PSP_fully.pt").read_bytes()),
+     "not the state of a run"),
     (lambda folder: change_state(folder, epoch=-5), "position is impossible"),
     (lambda folder: change_state(folder, optimizer={}), "cannot be resumed from"),
     (lambda folder: change_state(folder, random="x"), "cannot be resumed from"),
@@ -320,7 +324,8 @@ def test_each_epoch_draws_every_video_once_in_another_order_and_drops_the_short_
 
 
 @pytest.mark.parametrize("setting, milestones", [("fully", (60, 120)), ("weakly", (80, 160))])
-def test_the_learning_rate_falls_after_the_epochs_of_the_paper(main_in_process, tiny_folder, tmp_path, monkeypatch, setting, milestones):
+def test_the_learning_rate_falls_after_the_epochs_of_the_paper(main_in_process, tiny_folder, tmp_path, monkeypatch,
+                                                               setting, milestones):
     monkeypatch.setattr("data.batches.TrainingBatches.epoch", lambda batches, epoch: [])      # epochs without a step
     options = ("--train", "--nb_epoch", 162, "--check_epoch", 1000, "--save_epoch", 1000, "--batch_size", 8)
     assert main_in_process(MAIN[setting], *options, "--data_dir", tiny_folder, "--output_dir", tmp_path)[0] == 0
@@ -347,7 +352,8 @@ def test_the_network_learns_eight_videos_by_heart(tiny_folder):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12), ("num_classes", -1),
+    ("threshold", float("nan")), ("threshold", "0.1"), ("threshold", 10**5000), ("audio_dim", 10**12),
+    ("num_classes", -1),
     ("map_size", [3]), ("audio_dim", torch.ones(3)), ("map_size", [[[]] * 9] * 9), ("weighting", torch.ones(3)),
     ("attention", "none"), ("modality", [1]), ("propagation", "none"), ("dropout", "x"), ("renormalise", torch.ones(0)),
     ("dropout", float("nan")), ("modality", "a" * 10**6)], ids=range(16))
@@ -361,15 +367,18 @@ def test_impossible_options_in_a_checkpoint_are_refused(tmp_path, name, value):
 
 def test_weights_that_overflow_give_no_figures(main_in_process, tiny_folder, tmp_path):
     options = dict(audio_dim=12, visual_dim=20, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
-    weights = {name: weight * 3e37 if "classifier" in name else weight for name, weight in PSPNetwork(**options).state_dict().items()}
+    weights = {name: weight * 3e37 if "classifier" in name else weight
+               for name, weight in PSPNetwork(**options).state_dict().items()}
     save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": options, "weights": weights})
-    code, out, error = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder)
+    code, out, error = main_in_process(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt",
+                                       "--data_dir", tiny_folder)
     assert code == 2 and "NaN or infinite" in error and "accuracy" not in out
 
 
 @pytest.mark.parametrize("name, expected", [("nowhere/p.json", "no folder"), ("notes.txt", "exists already"),
                                             ("PSP.pt", "exists already")])
-def test_predictions_replace_nothing_but_predictions(main_in_process, tiny_folder, tmp_path, monkeypatch, name, expected):
+def test_predictions_replace_nothing_but_predictions(main_in_process, tiny_folder, tmp_path, monkeypatch, name,
+                                                     expected):
     monkeypatch.chdir(tmp_path)
     for file in ("PSP.pt", "notes.txt"):
         (tmp_path / file).write_text("precious")
@@ -398,7 +407,8 @@ BAD_OPTIONS = {
     "no such checkpoint": (["--trained_model_path", "none.pt"], "none.pt: not found"),
     "a folder as checkpoint": (["--trained_model_path", "."], "folder"),
     "a folder as file": (["--train", "--dir_video", "."], "is a folder"),
-    "wrong annotations": (["--trained_model_path", "CHECKPOINT", "--annotations", "short.txt"], "short.txt: has 1 lines"),
+    "wrong annotations": (["--trained_model_path", "CHECKPOINT", "--annotations", "short.txt"],
+                          "short.txt: has 1 lines"),
     "other data": (["--trained_model_path", "WIDE"], "visual_dim"),
     "resume without training": (["--trained_model_path", "x.pt", "--resume"], "--resume"),
     "an ablation in evaluation": (["--trained_model_path", "CHECKPOINT", "--attention", "mean"], "goes with --train"),
@@ -412,7 +422,8 @@ def test_bad_options_end_in_one_clear_line(main_in_process, tiny_folder, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("Bark&id&good&0&6\n")
     for name, visual_dim in (("CHECKPOINT", 20), ("WIDE", 21)):
-        options = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), num_classes=5, threshold=0.1, **FULLY_SUPERVISED)
+        options = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), num_classes=5, threshold=0.1,
+                       **FULLY_SUPERVISED)
         save(tmp_path / name, {"setting": "fully", "model_name": "PSP", "network": options,
                                              "weights": PSPNetwork(**options).state_dict()})
     options, expected = BAD_OPTIONS[case]
@@ -474,14 +485,16 @@ def test_features_without_labels_are_labelled_and_not_scored(trained, tiny_folde
                           for label in {label for video in saved[bare] for label in video["labels"]} - {4}]
     assert sum(videos_of_category) >= with_event
     (bare / "val_order.h5").write_bytes((tiny_folder / "val_order.h5").read_bytes())
-    code, _, error = main_in_process(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", bare)
+    code, _, error = main_in_process(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt",
+                                     "--data_dir", bare)
     assert code == 2 and "right_labels.h5" in error      # a folder that is not whole is not one without labels
 
 
 def test_features_of_random_weights_are_marked_in_every_log(main_in_process, data_folder, tmp_path):
     with h5py.File(data_folder / "audio_feature.h5", "a") as file:
         file["avadataset"].attrs["random_weights"] = True
-    code, _, error = main_in_process(MAIN["fully"], "--train", "--nb_epoch", 1, "--batch_size", 8, "--data_dir", data_folder,
+    code, _, error = main_in_process(MAIN["fully"], "--train", "--nb_epoch", 1, "--batch_size", 8,
+                                     "--data_dir", data_folder,
                                      "--output_dir", tmp_path)
     assert code == 0 and "WARNING" in error and "--random_weights" in error
     assert log_of(tmp_path, "fully")[0]["run"]["data"]["random_weights"] is True
