@@ -49,7 +49,7 @@ def one_line_errors():
              "try a smaller --batch_size, or smaller sizes")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "; make room and try again (a training run goes on with --resume)" if error.errno == errno.ENOSPC else ""
+        hint = "; free some space and try again (training: with --resume)" if error.errno == errno.ENOSPC else ""
         _end(f"{where}{error.strerror or error}{hint}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -114,7 +114,7 @@ def main_options(description, setting):
     """The options that both main scripts have; the defaults are the paper's."""
     parser = OptionParser(description)
     task = parser.add_argument_group("what to do (one of the two)")
-    task.add_argument("--train", action="store_true", help="train; score validation and test on the way")
+    task.add_argument("--train", action="store_true", help="train, and score validation and test at intervals")
     task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
 
     model = parser.add_argument_group("model")
@@ -125,10 +125,10 @@ def main_options(description, setting):
                        help="similarities of PSP that are not above it are pruned, in 0..1 "
                             f"(default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the checkpoint's own)")
 
-    parser.ablations = parser.add_argument_group("ablations", "What to take out of PSP in training. "
-                                                              "A checkpoint knows what was taken out.")
+    parser.ablations = parser.add_argument_group("ablations", "Parts of PSP to leave out in training. "
+                                                              "The checkpoint records them.")
     parser.ablations.add_argument("--attention", choices=ATTENTIONS, default="audio-guided",
-                                  help="mean: all regions weigh the same (default: %(default)s)")
+                                  help="mean: all regions have the same weight (default: %(default)s)")
     parser.ablations.add_argument("--propagation", choices=["psp", *PROPAGATION_THRESHOLD], default="psp",
                                   help="all-pairs: nothing is pruned, as with --threshold 0; none: nothing is "
                                        "propagated, as with --threshold 1 (default: %(default)s)")
@@ -136,7 +136,7 @@ def main_options(description, setting):
                                   help="audio, visual: the other one is silenced (default: %(default)s)")
     for option, name, what in (
             ("--second_normalisation", "renormalise", "divide the pruned similarities by their sum"),
-            ("--weighting", "weighting", "the branch that weighs the segments")):
+            ("--weighting", "weighting", "the branch that weights the segments")):
         parser.ablations.add_argument(option, choices=["on", "off"], default="on" if SETTINGS[setting][name] else "off",
                                       help=f"{what} (default: %(default)s)")
 
@@ -159,12 +159,12 @@ def main_options(description, setting):
              + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items())
              + "; all: as the released script of this setting trains (default: none)")
     add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
-        help="of Python, NumPy, torch and the order of the videos (default: %(default)s)")
+        help="seed of Python, NumPy, torch and the order of the videos (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
         help="train with each of the seeds SEED .. SEED+N-1, into OUTPUT_DIR/seed<i>, and report mean, spread and "
              "interval (default: %(default)s)")
     add("--resume", action="store_true",
-        help="go on with the run in --output_dir that was stopped or killed; same options otherwise")
+        help="continue the run in --output_dir that was stopped or killed; same options otherwise")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, default=Path("model"), metavar="DIR",
@@ -177,8 +177,8 @@ def main_options(description, setting):
     machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     machine.add_argument("--precision", choices=["fp32", "tf32", "bf16"],
-                         help="of matrix products; bf16 also halves the features in memory (default: fp32; in "
-                              "evaluation, that of the checkpoint's training)")
+                         help="precision of matrix products; bf16 also halves the memory of the features "
+                              "(default: fp32; in evaluation, that of the checkpoint's training)")
     machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
                          help="memory: read once and held in main memory; disk: each batch is read when it is needed; "
                               "auto: held on the GPU if they fit, else in main memory if they fit, else disk "
@@ -222,7 +222,7 @@ def parse_options(parser):
     if "initial_weights" in args.released_quirks and {"attention", "modality", "weighting"} & {*changed}:
         parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
     if args.propagation != "psp" and args.threshold is not None:
-        parser.error(f"--propagation {args.propagation} is a --threshold, too; give one of them")
+        parser.error(f"--propagation {args.propagation} sets the threshold as well; give one of them")
     if args.batches and "fixed_batches" in args.released_quirks:
         parser.error("the quirk fixed_batches says which batches there are; leave out --batches")
     if args.batches is None:

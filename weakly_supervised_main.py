@@ -21,7 +21,7 @@ def options():
                                   help="training target: the share of event and background in each video "
                                        "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
     parser.ablations.add_argument("--background_videos", choices=["on", "off"], default="on",
-                                  help="train on the background videos, too (default: %(default)s)")
+                                  help="also train on the background videos (default: %(default)s)")
     utils.add_file_option(parser.data, "--dir_labels", "mil_labels.h5", "event category of each video")
     utils.add_file_option(parser.data, "--prob_dir_labels", "prob_label.h5",
                           "share of each label in each video: the training target")

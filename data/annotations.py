@@ -42,7 +42,7 @@ def read_annotations(path):
                             "with whole seconds, start not after end")
         annotations.append(Annotation(*fields[:3], int(fields[3]), int(fields[4])))
     if not annotations:
-        raise UserError(f"{path}: holds no annotations")
+        raise UserError(f"{path}: contains no annotations")
     return annotations
 
 

@@ -133,7 +133,7 @@ def check_orders(audit, files, videos):
 
 
 def note_repeated_ids(audit, annotations, orders):
-    """What stands more than once on YouTube's side; the rows differ in their category."""
+    """Notes the YouTube ids that occur more than once, with different categories."""
     times = Counter(annotation.video_id for annotation in annotations)
     repeated = [count for count in times.values() if count > 1]
     if repeated:

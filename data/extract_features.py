@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
 SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
                .split())
 
-RANDOM_WARNING = "WARNING: --random_weights: the networks know nothing, and these features mean nothing"
+RANDOM_WARNING = "WARNING: --random_weights: the networks are untrained, and these features mean nothing"
 
 
 class Video(NamedTuple):
@@ -172,8 +172,8 @@ def options():
     parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10, metavar="N",
                         help="segments of a video, a second each (default: %(default)s)")
     parser.add_argument("--pad", action="store_true",
-                        help="of a clip that is too short, fill up with its last frame and silence; else it cannot be "
-                             "used")
+                        help="fill clips that are too short with their last frame and silence; otherwise they are "
+                             "refused")
     parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
                         help="of the features; the published ones are (default: %(default)s)")
     weights = parser.add_argument_group("weights")
@@ -190,7 +190,7 @@ def options():
     machine.add_argument("--batch_size", type=bounded(int, 1), default=16, metavar="N",
                          help="frames that VGG-19 sees at once (default: %(default)s)")
     parser.add_argument("--resume", action="store_true",
-                        help="go on with the run in --output_dir that was stopped; same options")
+                        help="continue the run in --output_dir that was stopped; same options")
     add_overwrite_option(parser)
     parser.set_defaults(precision="fp32")
     return parser.parse_args()
@@ -250,7 +250,7 @@ def main():
         try:
             extract(args, videos, files, networks, device)
         except (KeyboardInterrupt, SystemExit):
-            print(f"{len(files.entries)} of {len(videos)} videos are done; go on with --resume", file=sys.stderr)
+            print(f"{len(files.entries)} of {len(videos)} videos are done; continue with --resume", file=sys.stderr)
             raise
         failed = [(row, files.entries[row]) for row in files.failed]
         used = [entry["video"] for entry in files.entries if not entry["error"]]

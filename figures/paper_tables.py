@@ -4,7 +4,7 @@
     python figures/paper_tables.py main quirks --data_dir data/synthetic --runs 3 --nb_epoch 20 --batch_size 32
 
 Every row is one command of the main scripts, with --runs, on one thread, in a folder of its own under OUTPUT_DIR/rows.
-A finished row is not run again, a killed one goes on where it stood, a failed one is reported and the others go on.
+Finished rows are kept, interrupted ones are resumed, and failed ones are reported while the others continue.
 Written to OUTPUT_DIR: tables.json, tables.md, which holds nothing else, and <table>.png of the sweeps (matplotlib).
 
 A difference to the PSP row of the same setting is called measurable if zero lies neither in the 95 % t-interval of the
@@ -179,7 +179,7 @@ def run_all(rows, args):
 
 def last_line(path):
     lines = path.read_text(errors="replace").replace("\r", "\n").split("\n")      # \r: of progress bars
-    return next((line for line in reversed(lines) if line.strip()), "ended without a word")
+    return next((line for line in reversed(lines) if line.strip()), "ended without a message")
 
 
 def show_progress(todo, folder, left, seconds, errors):

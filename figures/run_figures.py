@@ -263,22 +263,22 @@ def options():
     parser = OptionParser(__doc__)
     parser.add_argument("figure", choices=["curves", "video", "attention", *OF_SPLIT])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE",
-                        help="logs (of curves) or a checkpoint (of all others)")
+                        help="logs (for curves) or a checkpoint (for all others)")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--annotations", type=Path, metavar="FILE",
                         help="for names and ids (default: DATA_DIR/Annotations.txt, if there)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
     parser.add_argument("--video", type=bounded(int, 0), default=0, metavar="ROW",
-                        help="of `video` (default: %(default)s)")
+                        help="row of `video` (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--frames", type=Path, metavar="DIR",
-                        help="of `video`: pictures to lay under the maps, one a segment")
+                        help="for `video`: pictures to put under the maps, one for each segment")
     source.add_argument("--video_file", type=Path, metavar="FILE",
-                        help="of `video`: the video itself, for frames under the maps and for its sound (needs PyAV)")
+                        help="for `video`: the video itself, for frames under the maps and for its sound (needs PyAV)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the PNG (default: <figure>.png here)")
     args = parser.parse_args()
     if args.figure != "curves" and len(args.files) > 1:
-        parser.error(f"{args.figure} is of one checkpoint; only curves are drawn from several files")
+        parser.error(f"{args.figure} takes one checkpoint; only curves are drawn from several files")
     args.output = args.output or Path(f"{args.figure}.png")
     return args
 

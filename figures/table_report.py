@@ -114,7 +114,7 @@ mean ± sample standard deviation over n seeds, all seeds, 95 % bootstrap interv
 - **PSP once more** is PSP with other seeds: what two trainings that differ by nothing but the seeds differ by.
 - **last third**: mean validation accuracy of the last third of the checks minus that of the third before, ± standard
   deviation of the checks of the last third. 'Rising': by more than that deviation, so training was not over.
-- The other metrics are those of the README, means over seeds.
+- The other metrics are explained in model/README.md; means over seeds.
 """
 
 

@@ -23,7 +23,7 @@ def find_missing(files):
     if missing:
         raise UserError("\n".join([f"{len(missing)} weight file{'s' * (len(missing) > 1)} not found:", *missing,
                                       "Put them there, or name them with --vgg19_weights and --vggish_weights.",
-                                      "To try it all without them: --random_weights (features that mean nothing)."]))
+                                      "To try it without them: --random_weights (features that mean nothing)."]))
 
 
 def check_digest(path, file):
