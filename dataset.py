@@ -208,6 +208,12 @@ class AVEDataset(Dataset):
         return batch
 
 
+def _size_and_time(dataset):
+    """Of the open file of an HDF5 dataset: its size and when it was last written to."""
+    status = os.fstat(dataset.file.id.get_vfd_handle())
+    return status.st_size, status.st_mtime_ns
+
+
 def _with_background_videos(tensors, files, sizes):
     """The labels with those of the background videos after them."""
     count = check_background_shapes(files, sizes)
@@ -233,7 +239,7 @@ class FeatureRows:
     def __init__(self, parts):
         self._open = ExitStack()
         self._files = [(path, self._open.enter_context(open_file(path, name))) for path, name, _ in parts]
-        self._bytes = [path.stat().st_size for path, *_ in parts]
+        self._as_opened = [_size_and_time(dataset) for _, dataset in self._files]
         self._file_of = np.repeat(np.arange(len(parts)), [len(rows) for *_, rows in parts])      # by position
         self._row_of = np.concatenate([rows.numpy() for *_, rows in parts])
         self.shape = (len(self._row_of), *self._files[0][1].shape[1:])
@@ -257,10 +263,10 @@ class FeatureRows:
             with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite
                 out[i] = read_rows(path, dataset, row)
             check_finite(path, out[i:i + 1], row)
-        for (path, dataset), size in zip(self._files, self._bytes):
+        for (path, dataset), as_opened in zip(self._files, self._as_opened):
             # Beyond the end of a file that was cut short since it was opened, HDF5 reads zeros.
-            if os.fstat(dataset.file.id.get_vfd_handle()).st_size < size:
-                raise UserError(f"{path}: was cut short while it was in use; download or make it again")
+            if _size_and_time(dataset) != as_opened:
+                raise UserError(f"{path}: was changed while it was in use; start again once it is whole")
 
     def load(self, dtype, device):
         """All rows as one tensor of dtype on the device."""
@@ -389,6 +395,8 @@ def read_order(files, name, videos):
         if len(file.shape) != 1 or file.dtype.kind not in "iu":
             raise UserError(f"{path}: holds {file.dtype} of shape {file.shape}; expected a list of whole numbers, "
                             f"the {AVE_FILES[name].content}")
+        if len(file) > videos:
+            raise UserError(f"{path}: names {len(file)} rows, but {files['labels']} has {videos}")
         order = read_finite_rows(path, file, slice(0, len(file)))
     if len(order) == 0:
         raise UserError(f"{path}: the split has no videos")

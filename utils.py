@@ -52,6 +52,7 @@ def one_line_errors():
         hint = "; free some space and try again (training: with --resume)" if error.errno == errno.ENOSPC else ""
         _end(f"{where}{error.strerror or error}{hint}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)      # a second one would disturb the end
         sys.exit(128 + signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -209,6 +210,8 @@ def parse_options(parser):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
     if args.resume and not args.train:
         parser.error("--resume goes with --train")
+    if args.seed + args.runs > 2**32:
+        parser.error("--seed and --runs go beyond the largest seed, 2^32 - 1")
     if args.save_predictions and args.train:
         parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
     of_training = ["attention", "propagation", "modality", "second_normalisation", "weighting", "weak_labels", "LAMBDA"]
@@ -292,6 +295,9 @@ def read_data(args, given, splits, device, weak_training=False, background_video
     print(f"features: {needed / 1e9:.1f} GB, {where}")
     data = {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place)
             for split in splits}
+    for split, dataset in data.items():
+        if len(dataset) < processes.world_size():
+            raise UserError(f"the {split} split has {len(dataset)} videos, fewer than there are processes")
     if any(dataset.random_weights for dataset in data.values()):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; no result on them means "
               "anything", file=sys.stderr)

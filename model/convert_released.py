@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.files import refuse_to_overwrite  # noqa: E402
+from data.files import UserError, refuse_to_overwrite  # noqa: E402
 from model.checkpoint import load, rebuild, save  # noqa: E402
 from utils import OptionParser, add_overwrite_option, one_line_errors  # noqa: E402
 
@@ -22,6 +22,8 @@ def main():
     args = parser.parse_args()
 
     checkpoint = load(args.released)
+    if checkpoint["model_name"] == "AVEL":
+        raise UserError(f"{args.released}: is a checkpoint of this repository already")
     rebuild(checkpoint, args.released)      # refuses tensors that do not make up the network
     refuse_to_overwrite([args.ours], args.overwrite)
     save(args.ours, checkpoint)

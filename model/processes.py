@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stdout
 import numpy as np
 import torch
 
+from data.files import UserError, one_line
+
 
 def world_size():
     """Number of processes."""
@@ -24,11 +26,15 @@ def rank():
 
 @contextmanager
 def joined():
-    """Joins the other processes where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Joins the other processes where torchrun started several; UserError where that fails."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for those on CPUs
+    try:
+        torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for those on CPUs
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"WORLD_SIZE is set, but this is not a process of torchrun ({one_line(error)}); "
+                        "unset it, or start the script with torchrun") from error
     try:
         with redirect_stdout(sys.stdout if rank() == 0 else io.StringIO()):
             yield

@@ -274,7 +274,8 @@ def _expect(value, kind):
 
 def _update(target, items):
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, (str, int)):      # a deeply nested key could overrun the C stack when it is hashed
+        # A deeply nested key could overrun the C stack when it is hashed; large numbers can be made to collide.
+        if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**31):
             raise UserError(f"is refused: it has a dictionary key of type {type(key).__name__}")
         target[key] = value
 

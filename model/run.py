@@ -1,8 +1,10 @@
 """What a training run keeps in its output folder, so that it can be read, evaluated and resumed."""
 import json
 import math
+import operator
 import platform
 import random
+import reprlib
 import subprocess
 import sys
 import time
@@ -19,6 +21,8 @@ from model.checkpoint import WRONG_CONTENT, save
 from model.processes import rank, sum_over_processes, world_size
 from model.released import read_file
 
+RECORD = {"epoch", "loss", "val_accuracy", "test_accuracy"}      # of a log line with scores
+SCORES = {"name", "score", "record", "test_correct", "test_metrics"}
 SAVE_SECONDS = 60      # the state is also saved at the first end of an epoch after so many seconds
 
 
@@ -210,10 +214,17 @@ class Run:
                                 f"({changed}); give the same, or choose another --output_dir")
 
     def _restore(self, state):
+        if not all(type(state[name]) is int for name in ("epoch", "checks", "log_bytes")) or not (
+                0 <= state["epoch"] <= self.args.nb_epoch and 0 <= state["checks"] and 0 <= state["log_bytes"]):
+            raise ValueError("its position is impossible")
+        for name, keys in (("best", SCORES), ("best_test", SCORES), ("last", RECORD)):
+            if state[name] is not None and not keys <= state[name].keys():
+                raise ValueError(f"its {name} is incomplete")
+        if constants(state["optimizer"], state["schedule"]) != constants(self.optimizer.state_dict(),
+                                                                         self.schedule.state_dict()):
+            raise ValueError("its optimizer or schedule has other settings")
         for name in ("epoch", "checks", "best", "best_test", "last"):
             setattr(self, name, state[name])
-        if not (0 <= self.epoch <= self.args.nb_epoch and 0 <= state["log_bytes"]):
-            raise ValueError("its position is impossible")
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -242,6 +253,12 @@ class Run:
                 self.log.write(json.dumps(record).encode() + b"\n")
 
 
+def constants(optimizer, schedule):
+    """What no step changes in the state dicts of an optimizer and its schedule."""
+    groups = [{name: value for name, value in group.items() if name != "lr"} for group in optimizer["param_groups"]]
+    return groups, {name: schedule[name] for name in ("milestones", "gamma", "base_lrs")}
+
+
 def percent(value):
     """'95.70 %', or '-' for None."""
     return "-" if value is None else f"{100 * value:.2f} %"
@@ -264,8 +281,8 @@ def comparable(settings):
 def differences(before, now):
     """'name: before -> now, ...' of what differs between two dicts or values; '' where nothing does."""
     if not isinstance(before, dict):
-        return "" if before == now else f"{before} -> {now}"
-    return ", ".join(f"{name}: {before.get(name)} -> {now.get(name)}"
+        return "" if before == now else f"{reprlib.repr(before)} -> {reprlib.repr(now)}"
+    return ", ".join(f"{name}: {reprlib.repr(before.get(name))} -> {reprlib.repr(now.get(name))}"
                      for name in sorted({*before, *now}) if before.get(name) != now.get(name))
 
 
@@ -298,7 +315,8 @@ def random_state():
 
 def set_random_state(state):
     """Puts back what `random_state` returned."""
-    random.setstate(state["python"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(map(operator.index, numbers)), gauss))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

@@ -222,7 +222,7 @@ def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, n
 def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
     dataset = load(data_folder, features="disk")
     os.truncate(data_folder / "visual_feature.h5", (data_folder / "visual_feature.h5").stat().st_size // 2)
-    with pytest.raises(UserError, match="visual_feature.h5: was cut short"):
+    with pytest.raises(UserError, match="visual_feature.h5: was changed while"):
         dataset[list(range(len(dataset)))]
 
 
