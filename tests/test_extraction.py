@@ -19,7 +19,6 @@ cv2 = pytest.importorskip("cv2")
 resampy = pytest.importorskip("resampy")
 
 import data.extract_features as script_module  # noqa: E402
-import data.video as video  # noqa: E402
 from data.files import UserError  # noqa: E402
 from data.log_mel import examples, log_mel  # noqa: E402
 from data.row_files import RowFiles  # noqa: E402
