@@ -12,6 +12,7 @@ of classes are read from the files. The last class is background.
 import math
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -255,14 +256,19 @@ class FeatureRows:
         return out.view(*positions.shape, *self.shape[1:])
 
     def read(self, positions, out):
-        """out[i] = self[positions[i]], of float32 tensors; UserError where a row cannot be read or is not finite."""
-        positions, out = positions.numpy(), out.numpy()
-        for i in np.lexsort([self._row_of[positions], self._file_of[positions]]):      # in the order of the file
+        """out[i] = self[positions[i]], of float32 rows; UserError where one cannot be read or is not finite."""
+        positions, out = positions.numpy(), [row.numpy() for row in out]
+
+        def read_row(i):
             row = int(self._row_of[positions[i]])
             path, dataset = self._files[self._file_of[positions[i]]]
             with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite
-                out[i] = read_rows(path, dataset, row)
-            check_finite(path, out[i:i + 1], row)
+                out[i][...] = read_rows(path, dataset, row)
+            check_finite(path, out[i][np.newaxis], row)
+
+        in_file_order = np.lexsort([self._row_of[positions], self._file_of[positions]])
+        with ThreadPoolExecutor(2) as readers:      # one reads while the other converts
+            list(readers.map(read_row, in_file_order))
         for (path, dataset), as_opened in zip(self._files, self._as_opened):
             # Beyond the end of a file that was cut short since it was opened, HDF5 reads zeros.
             if _size_and_time(dataset) != as_opened:
@@ -271,10 +277,14 @@ class FeatureRows:
     def load(self, dtype, device):
         """All rows as one tensor of dtype on the device."""
         features = torch.empty(self.shape, dtype=dtype, device=device)
+        as_read = dtype == torch.float32 and features.device.type == "cpu"
         name = Path(self._files[0][0]).name
         with progress_bar(total=len(self), desc=f"reading {name}", unit="video", leave=False, delay=1) as bar:
             for positions in torch.from_numpy(np.lexsort([self._row_of, self._file_of])).split(64):
-                features[positions.to(device)] = self[positions].to(device, dtype)
+                if as_read:
+                    self.read(positions, [features[position] for position in positions])
+                else:
+                    features[positions.to(device)] = self[positions].to(device, dtype)
                 bar.update(len(positions))
         return features
 

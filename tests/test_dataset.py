@@ -152,6 +152,9 @@ BROKEN = {
     "nothing": ("labels_noisy.h5", lambda folder: rewrite(folder / "labels_noisy.h5", h5py.Empty("f8")), "nothing"),
     "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"),
                        "not written to its end"),
+    "a chunk too short for its checksum": ("train_order.h5", lambda folder: short_chunk(folder / "train_order.h5"),
+                                           "not written to its end"),
+    "more rows than videos": ("train_order.h5", change("train_order.h5", lambda a: np.arange(41), "order"), "41 rows"),
     "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")),
                                  "NaN or inf"),
     "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
@@ -179,6 +182,14 @@ def unwritten(path):
     with h5py.File(path, "w") as file:
         file.create_dataset("avadataset", features.shape, features.dtype,
                             chunks=(1, *features.shape[1:]))[:-3] = features[:-3]
+
+
+def short_chunk(path):
+    """What ends the program inside HDF5 if it is read."""
+    order = read(path, "order")
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("order", order.shape, order.dtype, chunks=order.shape, fletcher32=True)
+        dataset.id.write_direct_chunk((0,), b"\0\0")
 
 
 def truncate(path):
@@ -219,8 +230,21 @@ def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, n
         load(data_folder, features="disk")[[2, 7]]
 
 
+def test_a_file_overwritten_while_it_is_in_use_is_named(data_folder):
+    """With other numbers of the same size, in place."""
+    path = data_folder / "visual_feature.h5"
+    dataset = load(data_folder, features="disk")
+    whole = path.read_bytes()
+    os.utime(path, ns=(0, 0))
+    with open(path, "r+b") as file:
+        file.write(whole[:-8] + bytes(8))
+    with pytest.raises(UserError, match="visual_feature.h5: was changed while"):
+        dataset[0]
+
+
 def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
     dataset = load(data_folder, features="disk")
+    dataset[0]
     os.truncate(data_folder / "visual_feature.h5", (data_folder / "visual_feature.h5").stat().st_size // 2)
     with pytest.raises(UserError, match="visual_feature.h5: was changed while"):
         dataset[list(range(len(dataset)))]

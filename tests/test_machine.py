@@ -127,6 +127,13 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_folder, tmp_path):
     assert done.returncode != 0 and "--batch_size 7 is not divisible by the number of processes, 2" in done.stderr
 
 
+def test_world_size_without_torchrun_ends_in_one_line(main_in_process, tiny_folder, monkeypatch):
+    for value in ("2", "x"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        code, _, error = main_in_process(MAIN["fully"], *RUN, "--data_dir", tiny_folder)
+        assert code == 2 and "not a process of torchrun" in error and error.count("\n") == 1
+
+
 def test_network_output_in_float32_whatever_the_precision():
     network = PSPNetwork(4, 6, (2, 2), 3, threshold=0.1, **FULLY_SUPERVISED).eval()
     batch = {"audio": torch.rand(2, 3, 4), "visual": torch.rand(2, 3, 2, 2, 6).bfloat16()}

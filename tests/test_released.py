@@ -248,6 +248,8 @@ RAW = {
         b"\x80\x02" + LIST + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 50_000 + b"."),
     "pairs copied over and over": zip_of(
         b"\x80\x02" + LIST + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 9 + b"."),
+    "keys that collide": zip_of(b"\x80\x02}(" + b"".join(
+        b"\x8a\x0a" + ((2**61 - 1) * (k + 1)).to_bytes(10, "little") + b"N" for k in range(20_000)) + b"u."),
     "no end": zip_of(b"\x80\x02NNNN"),
     "extension registry": zip_of(b"\x80\x02\x82\x01."),
     "old instance": zip_of(b"(S'touch x'\nios\nsystem\n."),

@@ -264,8 +264,14 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_
     (lambda folder: change_state(folder, epoch=-5), "position is impossible"),
     (lambda folder: change_state(folder, optimizer={}), "cannot be resumed from"),
     (lambda folder: change_state(folder, random="x"), "cannot be resumed from"),
+    (lambda folder: change_state(folder, epoch=1.5), "position is impossible"),
+    (lambda folder: change_state(folder, checks="x"), "position is impossible"),
+    (lambda folder: change_state(folder, best={}), "its best is incomplete"),
+    (lambda folder: change_state(folder, last="x"), "cannot be resumed from"),
+    (lambda folder: change_state(folder, schedule={"milestones": None}), "cannot be resumed from"),
     (lambda folder: change_state(folder, config=[]), "cannot be resumed from"),
-], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "config"])
+], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "epoch", "checks", "best",
+        "last", "schedule", "config"])
 def test_a_damaged_run_is_not_resumed(main_in_process, tiny_folder, tmp_path, damage, expected):
     options = ("--train", "--nb_epoch", 2, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert main_in_process(MAIN["fully"], *options)[0] == 0
@@ -413,6 +419,7 @@ BAD_OPTIONS = {
     "resume without training": (["--trained_model_path", "x.pt", "--resume"], "--resume"),
     "an ablation in evaluation": (["--trained_model_path", "CHECKPOINT", "--attention", "mean"], "goes with --train"),
     "another model": (["--trained_model_path", "CHECKPOINT", "--model_name", "AVEL"], "is a checkpoint of PSP"),
+    "a seed too large": (["--train", "--seed", "4294967295", "--runs", "2"], "2^32"),
     "AVEL with LAMBDA": (["--train", "--model_name", "AVEL", "--LAMBDA", "5"], "AVEL has no"),
 }
 
@@ -444,8 +451,9 @@ def test_what_is_no_checkpoint_is_refused(main_in_process, tiny_folder, tmp_path
     assert code == 2 and str(path) in error and error.strip().count("\n") == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(main_in_process, tiny_folder, tmp_path):
-    code, _, error = main_in_process(MAIN["fully"], "--train", "--lr", "1e8", "--nb_epoch", 5, "--batch_size", 8,
+@pytest.mark.parametrize("setting", ["fully", "weakly"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(main_in_process, tiny_folder, tmp_path, setting):
+    code, _, error = main_in_process(MAIN[setting], "--train", "--lr", "1e9", "--nb_epoch", 5, "--batch_size", 8,
                                      "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert code == 2 and re.search(r"the loss of epoch \d is (nan|inf)", error)
 
