@@ -285,7 +285,8 @@ def options():
 
 def names_of(args, dataset, checkpoint):
     """Names of the classes and of the videos, without the $ that matplotlib would take for a formula."""
-    names, ids = names_and_ids(args.data_dir, args.annotations, dataset.sizes.num_videos, checkpoint["network"]["num_classes"])
+    names, ids = names_and_ids(args.data_dir, args.annotations, dataset.sizes.num_videos,
+                               checkpoint["network"]["num_classes"])
     return [[name.replace("$", r"\$") for name in listed] if listed else None for listed in (names, ids)]
 
 

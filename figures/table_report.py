@@ -15,7 +15,7 @@ from model.metrics import bootstrap_interval  # noqa: E402
 BASELINE, NOISE_FLOOR = "PSP", "PSP once more"      # the row that others are compared with, and its repetition
 METRICS = {"event_or_background": "event or background", "video_category": "video category",
            "segment_f1": "segment F1", "event_f1": "event F1"}
-CORRECT = {"test": "test_correct", "best_test": "best_test_correct"}      # of a run: correct segments of each test video
+CORRECT = {"test": "test_correct", "best_test": "best_test_correct"}      # keys: correct segments of each test video
 
 
 # ------------------------------------------------------------------------------------------- numbers of a row

@@ -27,7 +27,6 @@ from dataset import AVEDataset, find_files, required_files  # noqa: E402
 from drawing import pyplot  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 from model.metrics import Predictions  # noqa: E402
-from utils import one_line_errors  # noqa: E402
 
 RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
 SEEDS = (123, 124)
@@ -112,8 +111,9 @@ DRIVER = """
 import sys
 sys.path.insert(0, {tests!r})
 import conftest, test_figures
+from utils import one_line_errors
 test_figures.paper_tables.TABLES = test_figures.TABLES
-with test_figures.one_line_errors():
+with one_line_errors():
     test_figures.paper_tables.main()
 """
 

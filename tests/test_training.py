@@ -270,8 +270,8 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(trained, tiny_
     (lambda folder: change_state(folder, last="x"), "cannot be resumed from"),
     (lambda folder: change_state(folder, schedule={"milestones": None}), "cannot be resumed from"),
     (lambda folder: change_state(folder, config=[]), "cannot be resumed from"),
-], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "epoch", "checks", "best",
-        "last", "schedule", "config"])
+], ids=["no log", "no checkpoint", "a checkpoint as state", "position", "optimiser", "random", "epoch", "checks",
+        "best", "last", "schedule", "config"])
 def test_a_damaged_run_is_not_resumed(main_in_process, tiny_folder, tmp_path, damage, expected):
     options = ("--train", "--nb_epoch", 2, "--batch_size", 8, "--data_dir", tiny_folder, "--output_dir", tmp_path)
     assert main_in_process(MAIN["fully"], *options)[0] == 0

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def parameter(seed, name, shape):
-    """Value of the released parameter `name`: scaled normal for matrices, 0.1 x normal (+ 1 for a LayerNorm's scale) else."""
+    """Value of the released parameter `name`: scaled normal for matrices, else 0.1 x normal (+ 1 for a LayerNorm)."""
     generator = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
     value = generator.standard_normal(shape)
     if len(shape) > 1:
