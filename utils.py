@@ -368,7 +368,8 @@ def evaluate_checkpoint(args, given, setting):
     network = rebuild(checkpoint, args.trained_model_path, sizes, args.threshold).to(device)
     names, ids = names_and_ids(args.data_dir, args.annotations, sizes.num_videos, checkpoint["network"]["num_classes"])
 
-    with progress_bar(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False) as progress:
+    with progress_bar(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False,
+                      delay=1) as progress:
         results = {split: predict(network, dataset, args.batch_size, args.precision, progress)
                    for split, dataset in data.items()}
 
