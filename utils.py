@@ -23,8 +23,8 @@ from model import processes
 from model.ablations import ATTENTIONS, MODALITIES, PROPAGATION_THRESHOLD
 from model.checkpoint import SETTINGS, load, network_sizes, rebuild
 from model.metrics import Predictions, bootstrap_interval
-from model.predictions import check_predictions_path, save_predictions
-from model.run import percent, settings_of
+from model.predictions import check_predictions_path, print_found_classes, print_scores, save_predictions
+from model.run import settings_of
 from psp_model import PAPER_THRESHOLD
 
 
@@ -385,25 +385,6 @@ def evaluate_checkpoint(args, given, setting):
         save_predictions(args.save_predictions, results, names, ids)
 
 
-def print_found_classes(result, names):
-    """How many videos and segments were given each label, most videos first."""
-    found = [(int((result.predicted == label).any(axis=1).sum()), int((result.predicted == label).sum()), name)
-             for label, name in enumerate(names)]
-    for videos, segments, name in sorted(found, key=lambda row: (-row[0], -row[1])):
-        if videos:
-            print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
-
-
-def print_scores(results, names):
-    """Accuracy of each class, then accuracy and the other metrics of each split."""
-    print_class_table(results, names)
-    for split, result in results.items():
-        recall, segments = result.label_accuracy(len(names) - 1)
-        print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
-              + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
-        print_metrics(split, result, len(names) - 1)
-
-
 def about_network(checkpoint, threshold):
     """'threshold 0.099' and what is taken out; of AVEL, which has neither, that there is no propagation.
 
@@ -422,31 +403,6 @@ def trained_precision(checkpoint, device_name):
     settings = checkpoint.get("settings")
     precision = settings.get("precision") if isinstance(settings, dict) else None
     return precision if precision == "bf16" or (precision == "tf32" and device_name.startswith("cuda")) else "fp32"
-
-
-def print_metrics(split, result, background):
-    """What `Predictions.metrics` and `references` say, on three lines."""
-    metrics = {name: percent(value) for name, value in result.metrics(background).items()}
-    references = {name: percent(value) for name, value in result.references(background).items()}
-    print(f"{split} event or background: {metrics['event_or_background']}; "
-          f"video category: {metrics['video_category']}; "
-          f"segment F1: {metrics['segment_f1']}; event F1: {metrics['event_f1']}")
-    print(f"{split} mean over videos: segment F1 {metrics['segment_f1_per_video']}; "
-          f"event F1 {metrics['event_f1_per_video']}")
-    print(f"{split} for reference: always background {references['always_background']}; "
-          f"right category in all segments {references['category_everywhere']}")
-
-
-def print_class_table(results, names):
-    """Accuracy and number of segments of each class, for each split."""
-    width = max(map(len, names))
-    print(" " * width + "".join(f"  {split + ' segments':>14}  {'accuracy':>8}" for split in results))
-    for label, name in enumerate(names):
-        row = f"{name:{width}}"
-        for result in results.values():
-            accuracy, segments = result.label_accuracy(label)
-            row += f"  {segments:>14}  {percent(accuracy):>8}"
-        print(row)
 
 
 # -------------------------------------------------------------------------------------------- several seeds
