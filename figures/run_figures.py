@@ -83,6 +83,8 @@ def draw_curves(args):
     left.yaxis.set_minor_formatter("{x:g}")
     left.tick_params(which="both", length=3)
     right.set(xlabel="epoch", ylabel="segment accuracy, %")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     if len(logs) > 1:
         left.set_title(f"mean ± standard deviation of {len(logs)} runs", loc="left")
