@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 from conftest import ROOT, in_process  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "figures"))
+import compare_runs  # noqa: E402
 import paper_tables  # noqa: E402
 import run_figures  # noqa: E402
 import table_report  # noqa: E402
@@ -26,6 +27,7 @@ from data.files import UserError  # noqa: E402
 from dataset import AVEDataset, find_files, required_files  # noqa: E402
 from drawing import pyplot  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
+from model.checkpoint import load, rebuild  # noqa: E402
 from model.metrics import Predictions  # noqa: E402
 
 RUN = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8)
@@ -164,6 +166,43 @@ def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeyp
     errors = {entry["label"]: entry["error"] for entry in entries if "error" in entry}
     assert errors.keys() == {"threshold 0.5", "threshold 7"}
     assert "other data than the row of PSP" in errors["threshold 0.5"]
+
+
+def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_script, table_folder, tiny_folder,
+                                                                         tmp_path):
+    folders = [table_folder / "rows" / name for name in ("fully", "fully_threshold_0p5")]
+    picture = tmp_path / "compare.png"
+    code, out, error = figure_script(compare_runs, *folders, "--names", "PSP", "pruned", "--data_dir", tiny_folder,
+                                     "--output", picture)
+    assert code == 0, error
+    assert picture.stat().st_size > 1000
+    row = re.search(r"^\| PSP \| (.*) \|$", out, re.MULTILINE)[1]
+    printed = [float(cell.split(" ")[0]) for cell in row.split(" | ")]
+
+    expected = []      # worked out in NumPy, in float64
+    for split in ("train", "test"):
+        dataset = AVEDataset(find_files(tiny_folder, required_files([split])), split)
+        batch = dataset[torch.arange(len(dataset))]
+        labels = batch["labels"].numpy()
+        of_seeds = []
+        for seed in SEEDS:
+            path = folders[0] / f"seed{seed}" / "PSP_fully.pt"
+            with torch.inference_mode():
+                output = rebuild(load(path), path).eval()(batch["audio"], batch["visual"])
+            logits, visual, audio = (value.double().numpy()
+                                     for value in (output.logits, output.psp.visual, output.psp.audio))
+            probability = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+            of_label = np.take_along_axis(probability, labels[..., None], axis=-1)
+            cosine = (visual * audio).sum(-1) / np.linalg.norm(visual, axis=-1) / np.linalg.norm(audio, axis=-1)
+            event = labels != labels.max()
+            of_seeds.append([-np.log(of_label).mean(), cosine[event].mean(), cosine[~event].mean()])
+        expected += np.mean(of_seeds, axis=0).tolist()
+    assert printed == pytest.approx(expected, abs=6e-4)      # three decimals are printed
+
+    for options, wrong in ((folders[:1] * 5, "too many"), ([*folders, "--names", "PSP"], "1 names for 2"),
+                           ([tmp_path], "holds no seed*/*.jsonl")):
+        code, out, error = figure_script(compare_runs, *options, "--data_dir", tiny_folder)
+        assert code == 2 and wrong in error and error.count("\n") == 1
 
 
 def test_the_commands_of_the_rows(monkeypatch):

@@ -1,0 +1,115 @@
+"""Several settings beside each other, each trained with --runs: their curves, and what their networks make similar.
+
+    python figures/compare_runs.py FOLDER FOLDER --names plain changed --data_dir data
+
+FOLDER is the --output_dir of a training with --runs. Curves are the mean and the standard deviation over its seeds.
+From the checkpoints, for all segments of the training and the test split: the cross entropy of their labels, and the
+cosine of visual and audio features that L_avps works on, for event and background segments apart.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from drawing import BLUE, GREEN, ORANGE, pyplot, save
+from run_figures import common_curve, read_log
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.files import UserError  # noqa: E402
+from dataset import AVEDataset, find_files, required_files  # noqa: E402
+from model.checkpoint import load, rebuild  # noqa: E402
+from psp_model import fully_supervised_loss  # noqa: E402
+from utils import OptionParser, one_line_errors  # noqa: E402
+
+SPLITS = ("train", "test")
+MEASURED = ("cross entropy", "similarity, event", "similarity, background")
+STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), ("0.3", "-."))      # of the folders
+
+
+def log_files(folder):
+    """Those of all seeds; the checkpoints lie beside them, with the suffix .pt."""
+    paths = [path for path in sorted(folder.glob("seed*/*.jsonl")) if "." not in path.stem]      # not one kept aside
+    if not paths:
+        raise UserError(f"{folder}: holds no seed*/*.jsonl; give the --output_dir of a training with --runs")
+    return paths
+
+
+@torch.inference_mode()
+def measure(path, dataset):
+    """The values of `MEASURED` for the checkpoint at `path`, over all segments of the dataset."""
+    network = rebuild(load(path), path, dataset.sizes).eval()
+    losses, similarities, events = [], [], []
+    for positions in torch.arange(len(dataset)).split(64):
+        batch = dataset[positions]
+        output = network(batch["audio"], batch["visual"])
+        if output.similarity is None:
+            raise UserError(f"{path}: is of a network without L_avps, so it has no similarity to show")
+        losses.append(len(positions) * fully_supervised_loss(output, batch["labels"], LAMBDA=0).item())
+        similarities.append(output.similarity)
+        events.append(batch["labels"] != dataset.sizes.background)
+    similarity, event = torch.cat(similarities), torch.cat(events)
+    return sum(losses) / len(dataset), similarity[event].mean().item(), similarity[~event].mean().item()
+
+
+def draw(names, logs, measured, path):
+    """Training loss and accuracies by epoch; the similarities as bars."""
+    figure, ((loss, similarity), (val, test)) = pyplot.subplots(2, 2, figsize=(7, 4.6), constrained_layout=True)
+    for axes, value, label in ((loss, "loss", "training loss"), (val, "val", "validation accuracy, %"),
+                               (test, "test", "test accuracy, %")):
+        for of_folder, name, (colour, style) in zip(logs, names, STYLES):
+            epochs, mean, std = common_curve([getattr(log, value) for log in of_folder])
+            axes.plot(epochs, mean, style, color=colour, label=name)
+            axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    groups = [f"{split}\n{kind}" for split in SPLITS for kind in ("event", "background")]
+    width = 0.8 / len(names)
+    for number, (of_folder, (colour, _)) in enumerate(zip(measured, STYLES)):
+        values = of_folder[:, :, 1:].reshape(len(of_folder), -1)      # [seeds, groups]
+        similarity.bar(np.arange(len(groups)) + (number + 0.5) * width - 0.4, values.mean(axis=0), width,
+                       yerr=values.std(axis=0, ddof=1), color=colour, error_kw={"linewidth": 0.8})
+    similarity.set_xticks(range(len(groups)), groups)
+    similarity.set_ylabel("cosine of audio and visual")
+    similarity.axhline(0, color="0.3", linewidth=0.6)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
+    save(figure, path)
+
+
+def print_measured(names, measured):
+    """Mean and standard deviation over the seeds, as a Markdown table."""
+    print("| | " + " | ".join(f"{value}, {split}" for split in SPLITS for value in MEASURED) + " |")
+    print("|---" * (1 + len(SPLITS) * len(MEASURED)) + "|")
+    for name, of_folder in zip(names, measured):
+        values = of_folder.reshape(len(of_folder), -1)
+        print(f"| {name} | " + " | ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in
+                                          zip(values.mean(axis=0), values.std(axis=0, ddof=1))) + " |")
+
+
+def main():
+    parser = OptionParser(__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the folders (default: as they are)")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("compare.png"), metavar="FILE",
+                        help="the PNG (default: %(default)s here)")
+    args = parser.parse_args()
+    names = args.names or [folder.name for folder in args.folders]
+    if len(names) != len(args.folders):
+        parser.error(f"--names gives {len(names)} names for {len(args.folders)} folders")
+    if len(names) > len(STYLES):
+        parser.error(f"{len(names)} folders are too many for one picture; give {len(STYLES)} at most")
+    paths = [log_files(folder) for folder in args.folders]
+    logs = [[read_log(path) for path in of_folder] for of_folder in paths]
+    files = find_files(args.data_dir, required_files(SPLITS))
+    datasets = {split: AVEDataset(files, split) for split in SPLITS}
+    measured = [np.array([[measure(path.with_suffix(".pt"), datasets[split]) for split in SPLITS]
+                          for path in of_folder]) for of_folder in paths]      # [seeds, splits, MEASURED] each
+    print_measured(names, measured)
+    draw(names, logs, measured, args.output)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
