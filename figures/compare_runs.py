@@ -2,10 +2,12 @@
 
     python figures/compare_runs.py FOLDER FOLDER --names plain changed --data_dir data
 
-FOLDER is the --output_dir of a training with --runs. Curves are the mean and the standard deviation over its seeds.
-From the checkpoints, for all segments of the training and the test split: the cross entropy of their labels, and the
+FOLDER is the --output_dir of a training with --runs. Printed are the accuracies and their differences to the first
+folder, as in the tables of paper_tables.py. Curves are mean and standard deviation over the seeds. From the
+checkpoints, for all segments of the training and the test split: the cross entropy of their labels, and the
 cosine of visual and audio features that L_avps works on, for event and background segments apart.
 """
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from drawing import BLUE, GREEN, ORANGE, pyplot, save
 from run_figures import common_curve, read_log
+from table_report import difference, format_difference, format_last_third, last_third
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.files import UserError  # noqa: E402
@@ -32,6 +35,31 @@ def log_files(folder):
     if not paths:
         raise UserError(f"{folder}: holds no seed*/*.jsonl; give the --output_dir of a training with --runs")
     return paths
+
+
+def result_of(folder):
+    """What the training wrote at its end, see `utils.report_runs`."""
+    paths = list(folder.glob("*_runs.json"))
+    if len(paths) != 1:
+        raise UserError(f"{folder}: holds {len(paths)} *_runs.json; give the --output_dir of a finished training with "
+                        "--runs")
+    return json.loads(paths[0].read_text())
+
+
+def print_differences(names, results, logs):
+    """Accuracies at the best validation epoch, the difference to the first folder, and whether training was over."""
+    print("| | validation | test | difference | 95 % over seeds | 95 % over test videos | last third |")
+    print("|---" * 7 + "|")
+    for name, result, of_folder in zip(names, results, logs):
+        accuracies = [np.array([100 * run[split] for run in result["runs"]]) for split in ("val", "test")]
+        cells = [name, *(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" for values in accuracies), "-", "-", "-"]
+        if result is not results[0]:
+            found = difference("test", result, results[0])
+            cells[3:] = [format_difference(found), *("{:+.2f} to {:+.2f}".format(*found[interval])
+                                                     for interval in ("t_interval", "video_interval"))]
+        cells.append(format_last_third(last_third([list(log.val.values()) for log in of_folder])))
+        print("| " + " | ".join(cells) + " |")
+    print()
 
 
 @torch.inference_mode()
@@ -101,11 +129,15 @@ def main():
     if len(names) > len(STYLES):
         parser.error(f"{len(names)} folders are too many for one picture; give {len(STYLES)} at most")
     paths = [log_files(folder) for folder in args.folders]
+    results = [result_of(folder) for folder in args.folders]
+    if len({(len(result["runs"]), result["test_digest"]) for result in results}) > 1:
+        raise UserError(f"{', '.join(map(str, args.folders))}: are not of as many seeds and the same test videos")
     logs = [[read_log(path) for path in of_folder] for of_folder in paths]
     files = find_files(args.data_dir, required_files(SPLITS))
     datasets = {split: AVEDataset(files, split) for split in SPLITS}
     measured = [np.array([[measure(path.with_suffix(".pt"), datasets[split]) for split in SPLITS]
                           for path in of_folder]) for of_folder in paths]      # [seeds, splits, MEASURED] each
+    print_differences(names, results, logs)
     print_measured(names, measured)
     draw(names, logs, measured, args.output)
 

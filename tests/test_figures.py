@@ -176,8 +176,8 @@ def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_
                                      "--output", picture)
     assert code == 0, error
     assert picture.stat().st_size > 1000
-    row = re.search(r"^\| PSP \| (.*) \|$", out, re.MULTILINE)[1]
-    printed = [float(cell.split(" ")[0]) for cell in row.split(" | ")]
+    of_psp = re.findall(r"^\| PSP \| (.*) \|$", out, re.MULTILINE)      # accuracies, and what was measured
+    printed = [float(cell.split(" ")[0]) for cell in of_psp[1].split(" | ")]
 
     expected = []      # worked out in NumPy, in float64
     for split in ("train", "test"):
@@ -198,6 +198,17 @@ def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_
             of_seeds.append([-np.log(of_label).mean(), cosine[event].mean(), cosine[~event].mean()])
         expected += np.mean(of_seeds, axis=0).tolist()
     assert printed == pytest.approx(expected, abs=6e-4)      # three decimals are printed
+
+    of_pruned = re.findall(r"^\| pruned \| (.*) \|$", out, re.MULTILINE)
+    cells = of_pruned[0].split(" | ")
+    val, test, psp = (np.array([100 * run[split] for run in json.loads((folder / "PSP_runs.json").read_text())["runs"]])
+                      for folder, split in ((folders[1], "val"), (folders[1], "test"), (folders[0], "test")))
+    gap = test - psp
+    margin = 12.7062 * gap.std(ddof=1) / 2 ** 0.5
+    assert [float(cell.split(" ")[0]) for cell in cells[:2]] == pytest.approx([val.mean(), test.mean()], abs=6e-3)
+    assert cells[2].strip("*") == f"{gap.mean():+.1f} ± {gap.std(ddof=1):.1f}"
+    interval = list(map(float, cells[3].split(" to ")))
+    assert interval == pytest.approx([gap.mean() - margin, gap.mean() + margin], abs=0.01)
 
     for options, wrong in ((folders[:1] * 5, "too many"), ([*folders, "--names", "PSP"], "1 names for 2"),
                            ([tmp_path], "holds no seed*/*.jsonl")):
