@@ -1,11 +1,10 @@
-"""Several settings beside each other, each trained with --runs: their curves, and what their networks make similar.
+"""Trainings with --runs side by side: accuracies, differences, curves, and how similar they make sound and picture.
 
-    python figures/compare_runs.py FOLDER FOLDER --names plain changed --data_dir data
+    python figures/compare_runs.py FOLDER FOLDER --names baseline changed --data_dir data
 
-FOLDER is the --output_dir of a training with --runs. Printed are the accuracies and their differences to the first
-folder, as in the tables of paper_tables.py. Curves are mean and standard deviation over the seeds. From the
-checkpoints, for all segments of the training and the test split: the cross entropy of their labels, and the
-cosine of visual and audio features that L_avps works on, for event and background segments apart.
+FOLDER is the --output_dir of such a training; differences are to the first one, as in the tables of paper_tables.py.
+Curves show mean and standard deviation over the seeds. From the checkpoints, over all segments of a split: the cross
+entropy of their labels, and the cosine of visual and audio features that L_avps works on.
 """
 import json
 import sys
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawing import BLUE, GREEN, ORANGE, pyplot, save
-from run_figures import common_curve, read_log
+from drawing import BLUE, GREEN, ORANGE, log_scale, pyplot, save
+from run_logs import common_curve, read_log
 from table_report import difference, format_difference, format_last_third, last_third
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.files import UserError  # noqa: E402
+from data.files import UserError, one_line  # noqa: E402
 from dataset import AVEDataset, find_files, required_files  # noqa: E402
 from model.checkpoint import load, rebuild  # noqa: E402
 from psp_model import fully_supervised_loss  # noqa: E402
@@ -38,12 +37,21 @@ def log_files(folder):
 
 
 def result_of(folder):
-    """What the training wrote at its end, see `utils.report_runs`."""
+    """What the training wrote at its end, see `utils.report_runs`: of one network and setting."""
     paths = list(folder.glob("*_runs.json"))
     if len(paths) != 1:
-        raise UserError(f"{folder}: holds {len(paths)} *_runs.json; give the --output_dir of a finished training with "
-                        "--runs")
-    return json.loads(paths[0].read_text())
+        raise UserError(f"{folder}: holds {len(paths)} *_runs.json, not one; give the --output_dir of a finished "
+                        "training with --runs")
+    path, = paths
+    try:
+        result = json.loads(path.read_text())
+        numbers = np.array([[result["segments"], run["val"], run["test"], *run["test_correct"]]
+                            for run in result["runs"]], float)
+        if numbers.ndim != 2 or "test_digest" not in result:
+            raise ValueError("runs or test_digest are missing")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: is no result of a training with --runs ({one_line(error)})") from error
+    return result
 
 
 def print_differences(names, results, logs):
@@ -90,8 +98,7 @@ def draw(names, logs, measured, path):
             axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    loss.set_yscale("log")
-    loss.yaxis.set_major_formatter("{x:g}")
+    log_scale(loss)
     groups = [f"{split}\n{kind}" for split in SPLITS for kind in ("event", "background")]
     width = 0.8 / len(names)
     for number, (of_folder, (colour, _)) in enumerate(zip(measured, STYLES)):
@@ -131,10 +138,14 @@ def main():
     paths = [log_files(folder) for folder in args.folders]
     results = [result_of(folder) for folder in args.folders]
     if len({(len(result["runs"]), result["test_digest"]) for result in results}) > 1:
-        raise UserError(f"{', '.join(map(str, args.folders))}: are not of as many seeds and the same test videos")
+        raise UserError(f"{', '.join(map(str, args.folders))}: must be of the same number of seeds and the same test "
+                        "videos, and are not")
     logs = [[read_log(path) for path in of_folder] for of_folder in paths]
     files = find_files(args.data_dir, required_files(SPLITS))
     datasets = {split: AVEDataset(files, split) for split in SPLITS}
+    if datasets["test"].digest != results[0]["test_digest"]:
+        raise UserError(f"{args.data_dir}: is not the data that {args.folders[0]} was tested on; give that with "
+                        "--data_dir")
     measured = [np.array([[measure(path.with_suffix(".pt"), datasets[split]) for split in SPLITS]
                           for path in of_folder]) for of_folder in paths]      # [seeds, splits, MEASURED] each
     print_differences(names, results, logs)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from data.files import UserError, keep_aside, lock, write_atomically  # noqa: E402
+from run_logs import read_log  # noqa: E402
 from table_report import (BASELINE, NOISE_FLOOR, by_size, draw_sweep, figures_of, last_third,  # noqa: E402
                           markdown)
 from utils import OptionParser, bounded, one_line_errors  # noqa: E402
@@ -219,9 +220,8 @@ def same_test_data(result, other):
 
 def validation_accuracies(row, seed, args):
     """In %, at each check of one seed's training."""
-    log = folder_of(row, args) / f"seed{seed}" / f"{row.model}_{row.setting}.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    return [100 * record["val_accuracy"] for record in records if "val_accuracy" in record]
+    log = read_log(folder_of(row, args) / f"seed{seed}" / f"{row.model}_{row.setting}.jsonl")
+    return list(log.val.values())
 
 
 def options():

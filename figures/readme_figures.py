@@ -1,16 +1,12 @@
 """Draws the two figures of the README: the task (figure1_task.png) and the network (figure2_framework.png).
 
-    pip install matplotlib
     python figures/readme_figures.py
 """
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle  # noqa: E402
+import numpy as np
+from drawing import pyplot as plt
+from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
 FOLDER = Path(__file__).parent
 AUDIO, VISUAL, EVENT, GREY = "#D55E00", "#0072B2", "#009E73", "#B8B8B8"   # Okabe-Ito: safe for colour-blind readers

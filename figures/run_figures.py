@@ -7,16 +7,14 @@
     python figures/run_figures.py boundaries model/PSP_fully.pt --data_dir data
     python figures/run_figures.py attention model/PSP_fully.pt --data_dir data/synthetic      # needs its true_cells.h5
 """
-import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
 import torch
-from drawing import BLUE, GREEN, ORANGE, SMALL, pyplot, save
-from matplotlib.ticker import LogLocator
+from drawing import BLUE, GREEN, ORANGE, SMALL, log_scale, pyplot, save
+from run_logs import common_curve, read_log
 from video_figure import draw_video, recording_of_file, recording_of_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,38 +27,6 @@ from utils import OptionParser, bounded, one_line_errors, predict  # noqa: E402
 
 
 # --------------------------------------------------------------------------------------------- the run
-
-class Log(NamedTuple):
-    """What the log of a run says: {epoch: value}."""
-    loss: dict
-    val: dict             # accuracy in %
-    test: dict
-    kept: int = None      # the epoch of the checkpoint, once the run has ended
-
-
-def read_log(path):
-    """The `Log` of a file; UserError where it is none, or holds no epoch yet."""
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        epochs = [record for record in records if "epoch" in record]
-        loss = {int(record["epoch"]): float(record["loss"]) for record in epochs}
-        val, test = ({int(record["epoch"]): 100 * float(record[f"{split}_accuracy"])
-                      for record in epochs if "val_accuracy" in record} for split in ("val", "test"))
-        result = records[-1].get("result") if records else None
-        kept = result["best_validation"]["epoch"] if result else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: is no log of a run, such as model/PSP_fully.jsonl ({error})") from error
-    if not loss:
-        raise UserError(f"{path}: holds no finished epoch yet")
-    return Log(loss, val, test, kept)
-
-
-def common_curve(curves):
-    """(epochs, mean, standard deviation) of several {epoch: value}, at the epochs that all of them have."""
-    epochs = sorted(set.intersection(*map(set, curves)))
-    values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
-    return epochs, values.mean(axis=0), values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(epochs))
-
 
 def draw_curves(args):
     """Training loss of each epoch and the accuracies of the checks; of several logs, mean and standard deviation."""
@@ -77,11 +43,8 @@ def draw_curves(args):
     for i, epoch in enumerate(kept):
         right.axvline(epoch, color="0.5", linestyle=":", linewidth=0.8,
                       label="" if i else "checkpoint kept" if len(logs) == 1 else "checkpoints kept")
-    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    left.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    left.yaxis.set_major_formatter("{x:g}")
-    left.yaxis.set_minor_formatter("{x:g}")
-    left.tick_params(which="both", length=3)
+    left.set(xlabel="epoch", ylabel="training loss")
+    log_scale(left)
     right.set(xlabel="epoch", ylabel="segment accuracy, %")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)

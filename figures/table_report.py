@@ -5,6 +5,7 @@ entry is what tables.json holds of a row; `markdown` needs nothing but the conte
 """
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,6 @@ def draw_sweep(path, label, entries, data):
         axes.set_xscale("symlog")
         axes.set_xlim(left=0)
     axes.set(xlabel=label, ylabel="test accuracy, %")
-    axes.set_title(data)
+    axes.set_title(textwrap.fill(data, 60))
     axes.legend()
     save(figure, path)

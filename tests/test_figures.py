@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "figures"))
 import compare_runs  # noqa: E402
 import paper_tables  # noqa: E402
 import run_figures  # noqa: E402
+import run_logs  # noqa: E402
 import table_report  # noqa: E402
 import video_figure  # noqa: E402
 from data.files import UserError  # noqa: E402
@@ -123,17 +124,23 @@ with one_line_errors():
 def test_jobs_change_no_digit_and_a_signal_stops_them_all(figure_script, monkeypatch, table_folder, tiny_folder,
                                                           tmp_path):
     """A table with --jobs 2, stopped while two rows are under way and started again, is the one made with --jobs 1."""
+    def records(row):
+        """The log lines of its latest seed behind the first, which is written before the first epoch."""
+        logs = sorted(row.glob("seed*/*.jsonl"))
+        return [json.loads(line) for line in logs[-1].read_text().splitlines()[1:]] if logs else []
+
     driver = [sys.executable, "-c", DRIVER.format(tests=str(ROOT / "tests"))]
     options = table_options(tiny_folder, tmp_path, jobs=2)
     table = subprocess.Popen([*driver, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     rows = [tmp_path / "rows" / name for name in ("fully", "fully_threshold_0p5")]
     started = time.monotonic()
-    while not all(list(row.glob("seed*/*_state.pt")) for row in rows) and time.monotonic() - started < 100:
+    while not all(map(records, rows)) and time.monotonic() - started < 100:
         time.sleep(0.05)
     table.terminate()
     _, error = table.communicate(timeout=60)
     assert table.returncode == 128 + signal.SIGTERM and "the same command goes on from here" in error
-    assert not any("Traceback" in (row / "errors.txt").read_text() for row in rows)
+    for row in rows:      # was stopped in a run, which says so, or between the runs of two seeds
+        assert "stopped in epoch" in (row / "errors.txt").read_text() or "result" in records(row)[-1]
     assert not list(tmp_path.glob("rows/*/*_runs.json")) and not (tmp_path / "tables.json").exists()
 
     monkeypatch.setattr(paper_tables, "TABLES", TABLES)
@@ -168,8 +175,8 @@ def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeyp
     assert "other data than the row of PSP" in errors["threshold 0.5"]
 
 
-def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_script, table_folder, tiny_folder,
-                                                                         tmp_path):
+def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_script, main_in_process, table_folder,
+                                                                         tiny_folder, tmp_path):
     folders = [table_folder / "rows" / name for name in ("fully", "fully_threshold_0p5")]
     picture = tmp_path / "compare.png"
     code, out, error = figure_script(compare_runs, *folders, "--names", "PSP", "pruned", "--data_dir", tiny_folder,
@@ -210,10 +217,48 @@ def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_
     interval = list(map(float, cells[3].split(" to ")))
     assert interval == pytest.approx([gap.mean() - margin, gap.mean() + margin], abs=0.01)
 
-    for options, wrong in ((folders[:1] * 5, "too many"), ([*folders, "--names", "PSP"], "1 names for 2"),
-                           ([tmp_path], "holds no seed*/*.jsonl")):
+    def copy(name, change):
+        """A copy of the first folder's results, with their JSON changed."""
+        folder = shutil.copytree(folders[0], tmp_path / name, ignore=shutil.ignore_patterns("*_state.pt"))
+        results = json.loads((folder / "PSP_runs.json").read_text())
+        (folder / "PSP_runs.json").write_text(change(results))
+        return folder
+
+    def with_other_data(results):
+        return json.dumps({**results, "test_digest": "0"})
+    stopped, empty, avel = tmp_path / "stopped", tmp_path / "empty", tmp_path / "avel"
+    assert main_in_process("fully_supervised_main.py", *RUN, "--model_name", "AVEL", "--runs", 2, "--data_dir",
+                           tiny_folder, "--output_dir", avel)[0] == 0
+    shutil.copytree(folders[0], stopped, ignore=shutil.ignore_patterns("*_runs.json"))
+    empty.mkdir()
+    for options, wrong in (
+            (folders[:1] * 5, "too many"), ([*folders, "--names", "PSP"], "1 names for 2"),
+            ([empty], "holds no seed*/*.jsonl"), ([stopped], "holds 0 *_runs.json"),
+            ([copy("cut", lambda results: json.dumps(results)[:-9])], "is no result"),
+            ([copy("nothing", lambda results: "{}")], "is no result"),
+            ([copy("no_runs", lambda results: json.dumps({**results, "runs": []}))], "is no result"),
+            ([copy("no_digest", lambda results: json.dumps({name: value for name, value in results.items()
+                                                            if name != "test_digest"}))], "is no result"),
+            ([avel], "a network without L_avps"),
+            ([copy("text", lambda results: json.dumps({**results, "segments": "six"}))], "is no result"),
+            ([folders[0], copy("fewer", lambda results: json.dumps({**results, "runs": results["runs"][1:]}))],
+             "the same number"),
+            ([copy("other", with_other_data)], "is not the data that"),
+            ([folders[0], copy("another", with_other_data)], "the same test videos")):
         code, out, error = figure_script(compare_runs, *options, "--data_dir", tiny_folder)
-        assert code == 2 and wrong in error and error.count("\n") == 1
+        assert code == 2 and wrong in error and error.count("\n") == 1, error
+
+
+def test_the_title_of_a_sweep_is_not_cut_off(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr("drawing.save", lambda figure, path: figures.append(figure))
+    entries = [{"label": label, "value": value, "mean": 80.0, "std": 1.0}
+               for label, value in (("PSP", 0.1), ("threshold 0.2", 0.2))]
+    table_report.draw_sweep(tmp_path / "sweep.png", "threshold", entries, "what the data is, " * 6)
+    figure, = figures
+    figure.canvas.draw()
+    title = figure.axes[0].title.get_window_extent()
+    assert title.width > 100 and figure.bbox.x0 <= title.x0 and title.x1 <= figure.bbox.x1
 
 
 def test_the_commands_of_the_rows(monkeypatch):
@@ -312,9 +357,9 @@ def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_
 
 
 def test_curves_of_several_runs_stand_at_the_epochs_that_all_have():
-    epochs, mean, std = run_figures.common_curve([{0: 2, 1: 4}, {0: 4, 1: 8, 2: 9}])
+    epochs, mean, std = run_logs.common_curve([{0: 2, 1: 4}, {0: 4, 1: 8, 2: 9}])
     assert epochs == [0, 1] and mean.tolist() == [3, 6] and std == pytest.approx([2 ** 0.5, 8 ** 0.5])
-    assert run_figures.common_curve([{5: 1, 10: 2}])[2].tolist() == [0, 0]
+    assert run_logs.common_curve([{5: 1, 10: 2}])[2].tolist() == [0, 0]
 
 
 NAMES = ["Fixed-wing aircraft, airplane", "Acoustic guitar", "background"]
@@ -389,6 +434,14 @@ def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_i
     path.write_text("no film")
     with pytest.raises(UserError, match="cannot be read as a video"):
         video_figure.recording_of_file(path, 5)
+
+
+@pytest.mark.parametrize("name", ["run_figures", "compare_runs", "readme_figures"])
+def test_without_matplotlib_one_line_says_how_to_install_it(name, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError")
+    found = subprocess.run([sys.executable, ROOT / "figures" / f"{name}.py", "--help"], text=True, capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert found.returncode == 2 and "pip install matplotlib==" in found.stderr and found.stderr.count("\n") == 1
 
 
 def test_without_pyav_one_line_says_how_to_install_it(monkeypatch, tmp_path):
