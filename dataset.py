@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from data.files import UserError
-from data.hdf5 import blocks_of, check_finite, open_h5, read_finite_rows, read_rows, refusing
+from data.hdf5 import blocks_of, open_h5, read_finite_rows, refusing
 from data.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
@@ -35,9 +35,9 @@ _PSP_FILES = "https://drive.google.com/drive/folders/1q8GYBqfkyDDAnVMClrMTXR9YzH
 
 class AVEFile(NamedTuple):
     """One of the published files."""
-    names: tuple   # file names it is known by, the preferred one first
-    content: str      # what it holds, for a person
-    source: str    # where it comes from
+    names: tuple              # file names it is known by, the preferred one first
+    content: str              # what it holds, for a person
+    source: str               # where it comes from
     key: str = "avadataset"   # its HDF5 dataset
 
 
@@ -153,18 +153,17 @@ class AVEDataset(Dataset):
             rows = read_order(files, f"order_{split}", self.sizes.num_videos)
             tensors = {"labels": read_one_hot(files, "labels")[rows], "video": rows}
         parts = {name: [(files[name], name, rows)] for name in FEATURES}
+        background_videos = check_weak_shapes(files, self.sizes) if weak else 0
         if weak:
-            check_weak_shapes(files, self.sizes)
             tensors["label_share"] = read_label_share(files)[rows]
             tensors["video_label"] = read_one_hot(files, "video_labels")[rows]
-        if weak and "labels_bg" in files:
-            tensors = _with_background_videos(tensors, files, self.sizes)
-            background_rows = torch.arange(len(tensors["video"]) - len(rows))
+        if background_videos:
+            tensors = _with_background_videos(tensors, files, self.sizes, background_videos)
             for name in FEATURES:
                 if f"{name}_bg" not in files:
                     raise UserError(f"{files[name]}: has no counterpart for the background videos; "
                                     "train without them (--background_videos off)")
-                parts[name].append((files[f"{name}_bg"], f"{name}_bg", background_rows))
+                parts[name].append((files[f"{name}_bg"], f"{name}_bg", torch.arange(background_videos)))
 
         # Each value is indexed by position along its first axis.
         self.values = {**{name: FeatureRows(parts[name]) for name in FEATURES}, **tensors}
@@ -215,9 +214,8 @@ def _size_and_time(dataset):
     return status.st_size, status.st_mtime_ns
 
 
-def _with_background_videos(tensors, files, sizes):
+def _with_background_videos(tensors, files, sizes, count):
     """The labels with those of the background videos after them."""
-    count = check_background_shapes(files, sizes)
     label = read_one_hot(files, "labels_bg")
     background = {
         "labels": torch.full((count, sizes.num_segments), sizes.background),
@@ -262,9 +260,7 @@ class FeatureRows:
         def read_row(i):
             row = int(self._row_of[positions[i]])
             path, dataset = self._files[self._file_of[positions[i]]]
-            with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite
-                out[i][...] = read_rows(path, dataset, row)
-            check_finite(path, out[i][np.newaxis], row)
+            out[i][...] = read_finite_rows(path, dataset, slice(row, row + 1))[0]
 
         in_file_order = np.lexsort([self._row_of[positions], self._file_of[positions]])
         with ThreadPoolExecutor(2) as readers:      # one reads while the other converts
@@ -345,13 +341,11 @@ def read_sizes(files):
 
 
 def check_weak_shapes(files, sizes):
-    """UserError where a file of video-level labels does not fit the others."""
+    """Number of background videos, 0 without their files; UserError where a file of weak training does not fit."""
     for name in ("video_labels", "label_share"):
         _check_shape(files, name, (sizes.num_videos, sizes.num_classes), "labels")
-
-
-def check_background_shapes(files, sizes):
-    """Number of background videos; UserError where a file of theirs does not fit the others."""
+    if "labels_bg" not in files:
+        return 0
     extra = _shape(files, "labels_bg")[0]
     if extra == 0:
         raise UserError(f"{files['labels_bg']}: has no background video; train without them (--background_videos off)")

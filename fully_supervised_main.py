@@ -18,14 +18,7 @@ def options():
     parser = utils.main_options(__doc__, "fully")
     parser.training.add_argument("--LAMBDA", type=utils.bounded(float, 0), default=100,
                                  help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
-    utils.add_file_option(parser.data, "--dir_labels", "right_labels.h5", "segment labels")
     return utils.parse_options(parser)
-
-
-def given_files(args):
-    """Paths that the options give, by the names of dataset.AVE_FILES."""
-    return dict(visual=args.dir_video, audio=args.dir_audio, labels=args.dir_labels,
-                order_train=args.dir_order_train, order_val=args.dir_order_val, order_test=args.dir_order_test)
 
 
 def train(args, data, device):
@@ -73,10 +66,10 @@ def train(args, data, device):
 def main():
     args = options()
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, given_files(args), "fully")
+        utils.evaluate_checkpoint(args, "fully")
         return
     device = utils.select_device(args)
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device)
+    data = utils.read_data(args, "fully", ["train", "val", "test"], device)
     results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
     utils.report_runs(args, results, data["test"])
 

@@ -25,7 +25,7 @@ CACHED_VALUES = 2 ** 21     # of H_v that a CPU computes at once
 
 
 def few_videos_at_a_time(forward):
-    """On a CPU, computes AVGA in small groups of videos: H_v is too large for its cache. The result is the same."""
+    """On a CPU, computes AVGA in small groups of videos: H_v is too large for its cache."""
     @wraps(forward)
     def in_parts(self, audio, visual):
         if visual.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""What both main scripts share: options, where to compute, predictions and their printing, the report over seeds."""
+"""What both main scripts share: options, where to compute, evaluation, the report over seeds."""
 import argparse
 import errno
 import json
@@ -15,10 +15,10 @@ import torch
 
 from data.annotations import names_and_ids
 from data.batches import TrainingBatches, read_ahead
-from data.files import UserError, write_atomically
+from data.files import UserError, keep_aside, one_line, write_atomically
 from data.memory import choose_place
 from data.progress import progress_bar
-from dataset import SPLITS, AVEDataset, find_files, has_labels, required_files, visual_values
+from dataset import AVE_FILES, SPLITS, AVEDataset, find_files, has_labels, required_files, visual_values
 from model import processes
 from model.ablations import ATTENTIONS, MODALITIES, PROPAGATION_THRESHOLD
 from model.checkpoint import SETTINGS, load, network_sizes, rebuild
@@ -45,8 +45,7 @@ def one_line_errors():
     except UserError as error:
         _end(str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        _end(f"not enough memory ({' '.join(str(error).split())[:120] or 'MemoryError'}); "
-             "try a smaller --batch_size, or smaller sizes")
+        _end(f"not enough memory ({one_line(error)}); try a smaller --batch_size, or smaller sizes")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space and try again (training: with --resume)" if error.errno == errno.ENOSPC else ""
@@ -109,6 +108,14 @@ def quirks(setting):
                                              f"training has: {', '.join(QUIRKS[setting])}")
         return names
     return parse
+
+
+_FILES = {"dir_video": "visual", "dir_audio": "audio", **{f"dir_order_{split}": f"order_{split}" for split in SPLITS}}
+FILE_OPTIONS = {      # of each setting: the name in dataset.AVE_FILES
+    "fully": {**_FILES, "dir_labels": "labels"},
+    "weakly": {**_FILES, "dir_labels": "video_labels", "prob_dir_labels": "label_share", "dir_labels_gt": "labels",
+               "dir_video_bg": "visual_bg", "dir_audio_bg": "audio_bg", "dir_labels_bg": "labels_bg"},
+}
 
 
 def main_options(description, setting):
@@ -191,16 +198,16 @@ def main_options(description, setting):
                              help="(default: %(default)s)")
     parser.data.add_argument("--annotations", type=Path, metavar="FILE",
                              help="names of videos and categories (default: DATA_DIR/Annotations.txt, if it exists)")
-    add_file_option(parser.data, "--dir_video", "visual_feature.h5", "visual features")
-    add_file_option(parser.data, "--dir_audio", "audio_feature.h5", "audio features")
-    for split in SPLITS:
-        add_file_option(parser.data, f"--dir_order_{split}", f"{split}_order.h5", f"rows of the {split} videos")
+    for option, name in FILE_OPTIONS[setting].items():
+        file = AVE_FILES[name]
+        parser.data.add_argument(f"--{option}", type=Path, metavar="FILE",
+                                 help=f"{file.content} (default: DATA_DIR/{file.names[0]})")
     return parser
 
 
-def add_file_option(group, option, name, content):
-    """An option for the path of one data file."""
-    group.add_argument(option, type=Path, metavar="FILE", help=f"{content} (default: DATA_DIR/{name})")
+def given_files(args, setting):
+    """Paths that the options give, by their names in `dataset.AVE_FILES`; None where an option is not given."""
+    return {name: getattr(args, option) for option, name in FILE_OPTIONS[setting].items()}
 
 
 def parse_options(parser):
@@ -214,13 +221,13 @@ def parse_options(parser):
         parser.error("--seed and --runs go beyond the largest seed, 2^32 - 1")
     if args.save_predictions and args.train:
         parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
-    of_training = ["attention", "propagation", "modality", "second_normalisation", "weighting", "weak_labels", "LAMBDA"]
-    changed = [name for name in of_training if getattr(args, name, None) != parser.get_default(name)]
+    of_psp = ["attention", "propagation", "modality", "second_normalisation", "weighting", "weak_labels", "LAMBDA"]
+    changed = [name for name in [*of_psp, "background_videos"] if getattr(args, name, None) != parser.get_default(name)]
     if changed and not args.train:
         parser.error(f"--{changed[0]} goes with --train; a checkpoint knows how its network was built")
     avel = args.model_name == "AVEL"
     quirks_of_psp = {"stale_avps", "initial_weights"} & set(args.released_quirks)
-    if avel and (changed or quirks_of_psp or args.threshold is not None):
+    if avel and ({*of_psp} & {*changed} or quirks_of_psp or args.threshold is not None):
         parser.error("AVEL has no --threshold, no --LAMBDA, no ablations, and of the quirks only fixed_batches")
     if "initial_weights" in args.released_quirks and {"attention", "modality", "weighting"} & {*changed}:
         parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
@@ -264,8 +271,7 @@ def select_device(args):
         made = torch.zeros(1, device=name)
         made.item()      # some devices hold no numbers
     except Exception as error:      # each backend has its own kind
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"--device {name}: cannot be used here ({reason})") from error
+        raise UserError(f"--device {name}: cannot be used here ({one_line(error)})") from error
     if made.device.type == "cuda":
         torch.cuda.set_device(made.device)
     elif args.precision == "tf32":
@@ -283,9 +289,11 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def read_data(args, given, splits, device, weak_training=False, background_videos=True):
-    """{split: AVEDataset}; `given` holds the paths of the file options by their names in `dataset.AVE_FILES`."""
-    files = find_files(args.data_dir, required_files(splits, weak_training, background_videos), given)
+def read_data(args, setting, splits, device):
+    """{split: AVEDataset}, from the files that the options name; of the training split with what the setting needs."""
+    weak = setting == "weakly" and "train" in splits
+    names = required_files(splits, weak, background_videos=weak and args.background_videos == "on")
+    files = find_files(args.data_dir, names, given_files(args, setting))
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     needed = visual_values(files, splits) * dtype.itemsize
     features, place = args.features, torch.device("cpu")
@@ -293,7 +301,7 @@ def read_data(args, given, splits, device, weak_training=False, background_video
         features, place = choose_place(needed, device)
     where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
     print(f"features: {needed / 1e9:.1f} GB, {where}")
-    data = {split: AVEDataset(files, split, weak_training and split == "train", features, dtype, place)
+    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place)
             for split in splits}
     for split, dataset in data.items():
         if len(dataset) < processes.world_size():
@@ -349,7 +357,7 @@ def predict(network, dataset, batch_size, precision="fp32", progress=None):
     return Predictions(video, labels, predicted, probability)
 
 
-def evaluate_checkpoint(args, given, setting):
+def evaluate_checkpoint(args, setting):
     """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions asked for.
 
     Where the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
@@ -363,7 +371,8 @@ def evaluate_checkpoint(args, given, setting):
                         f"not of --model_name {args.model_name}")
     args.precision = args.precision or trained_precision(checkpoint, args.device)
     device = select_device(args)
-    data = read_data(args, given, ["val", "test"] if has_labels(args.data_dir, given) else [None], device)
+    labelled = has_labels(args.data_dir, given_files(args, setting))
+    data = read_data(args, setting, ["val", "test"] if labelled else [None], device)
     sizes = next(iter(data.values())).sizes
     network = rebuild(checkpoint, args.trained_model_path, sizes, args.threshold).to(device)
     names, ids = names_and_ids(args.data_dir, args.annotations, sizes.num_videos, checkpoint["network"]["num_classes"])
@@ -392,10 +401,12 @@ def about_network(checkpoint, threshold):
     """
     if checkpoint["model_name"] == "AVEL":
         return "no propagation"
-    whole = {"attention": "audio-guided", "modality": "both"}
-    config = {**whole, **checkpoint["network"]}
-    taken_out = [f"{name} {config[name]}" for name in whole if config[name] != whole[name]]
-    return ", ".join([f"threshold {config['threshold'] if threshold is None else threshold}", *taken_out])
+    config = checkpoint["network"]
+    parts = [f"threshold {config['threshold'] if threshold is None else threshold}"]
+    for name, whole in (("attention", "audio-guided"), ("modality", "both")):
+        if config.get(name, whole) != whole:
+            parts.append(f"{name} {config[name]}")
+    return ", ".join(parts)
 
 
 def trained_precision(checkpoint, device_name):
@@ -439,6 +450,8 @@ def report_runs(args, rows, test_set):
           f"{100 * low:.2f} to {100 * high:.2f} %")
     path = args.output_dir / f"{args.model_name}_runs.json"
     if processes.rank() == 0:
+        if not args.resume:
+            keep_aside([path])
         write_atomically(path, json.dumps({
             "settings": settings_of(args), "summary": summary, "segments": test_set.sizes.num_segments,
             "test_videos": test_set.values["video"].tolist(), "test_digest": test_set.digest, "runs": rows}) + "\n")

@@ -22,22 +22,7 @@ def options():
                                        "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
     parser.ablations.add_argument("--background_videos", choices=["on", "off"], default="on",
                                   help="also train on the background videos (default: %(default)s)")
-    utils.add_file_option(parser.data, "--dir_labels", "mil_labels.h5", "event category of each video")
-    utils.add_file_option(parser.data, "--prob_dir_labels", "prob_label.h5",
-                          "share of each label in each video: the training target")
-    utils.add_file_option(parser.data, "--dir_labels_gt", "right_labels.h5", "segment labels, to score predictions")
-    utils.add_file_option(parser.data, "--dir_video_bg", "visual_feature_noisy.h5", "visual features of background")
-    utils.add_file_option(parser.data, "--dir_audio_bg", "audio_feature_noisy.h5", "audio features of background")
-    utils.add_file_option(parser.data, "--dir_labels_bg", "labels_noisy.h5", "label of the background videos")
     return utils.parse_options(parser)
-
-
-def given_files(args):
-    """Paths that the options give, by the names of dataset.AVE_FILES."""
-    return dict(visual=args.dir_video, audio=args.dir_audio, labels=args.dir_labels_gt,
-                order_train=args.dir_order_train, order_val=args.dir_order_val, order_test=args.dir_order_test,
-                video_labels=args.dir_labels, label_share=args.prob_dir_labels,
-                visual_bg=args.dir_video_bg, audio_bg=args.dir_audio_bg, labels_bg=args.dir_labels_bg)
 
 
 def train(args, data, device):
@@ -88,11 +73,10 @@ def train(args, data, device):
 def main():
     args = options()
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, given_files(args), "weakly")
+        utils.evaluate_checkpoint(args, "weakly")
         return
     device = utils.select_device(args)
-    data = utils.read_data(args, given_files(args), ["train", "val", "test"], device, weak_training=True,
-                           background_videos=args.background_videos == "on")
+    data = utils.read_data(args, "weakly", ["train", "val", "test"], device)
     results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
     utils.report_runs(args, results, data["test"])
 

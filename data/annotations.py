@@ -27,14 +27,8 @@ def read_annotations(path):
 
     Raises UserError, with the line's number, for a line that is not of that form.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: not found, or not a file")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from error
     annotations = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         fields = line.split("&")
         times = [field for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
         if len(fields) != 5 or not fields[0] or len(times) != 2 or int(fields[3]) > int(fields[4]):
@@ -46,10 +40,10 @@ def read_annotations(path):
     return annotations
 
 
-def read_video_names(path):
-    """The lines of videos.txt, which data/extract_features.py writes: line i is the file of video row i."""
+def read_lines(path):
+    """Lines of a text file; UserError where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from error
 
@@ -80,7 +74,7 @@ def names_and_ids(data_dir, annotations_path, num_videos, num_classes):
         names, ids = class_names(lines, num_classes), [annotation.video_id for annotation in lines]
     else:
         path, names = listed, class_names(num_classes=num_classes)
-        ids = read_video_names(listed) if listed.is_file() else None
+        ids = read_lines(listed) if listed.is_file() else None      # line i is the file of video row i
     if ids is not None and len(ids) != num_videos:
         raise UserError(f"{path}: has {len(ids)} lines, but the data has {num_videos} videos; "
                         "line i must be video row i (name the right annotations with --annotations)")

@@ -19,9 +19,9 @@ from data.feature_statistics import REAL, statistics, statistics_table  # noqa: 
 from data.files import UserError  # noqa: E402
 from data.hdf5 import blocks_of, read_rows  # noqa: E402
 from data.progress import progress_bar  # noqa: E402
-from dataset import (AVE_FILES, FEATURES, SPLITS, check_background_shapes, check_weak_shapes, find_files,  # noqa: E402
-                     has_labels, has_random_weights, open_file, read_label_share, read_one_hot, read_order,
-                     read_sample, read_sizes, required_files)
+from dataset import (AVE_FILES, FEATURES, SPLITS, check_weak_shapes, find_files, has_labels,  # noqa: E402
+                     has_random_weights, open_file, read_label_share, read_one_hot, read_order, read_sample,
+                     read_sizes, required_files)
 from utils import OptionParser, one_line_errors  # noqa: E402
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32
@@ -154,8 +154,8 @@ def print_splits(labels, orders, names, background):
     first_event = np.take_along_axis(labels, (labels != background).argmax(axis=1)[:, None], axis=1)[:, 0]
     category = np.where((labels != background).any(axis=1), first_event, background)
     rows = [{"category": name, **{split: str((category[rows] == label).sum()) for split, rows in orders.items()}}
-            for label, name in enumerate(names) if label != background or (category == background).any()]
-    rows[-1:] = [{**rows[-1], "category": "no event at all"}] if (category == background).any() else rows[-1:]
+            for label, name in enumerate([*names[:-1], "no event at all"])
+            if label != background or (category == background).any()]
     rows.append({"category": "all videos", **{split: str(len(rows)) for split, rows in orders.items()}})
     event = labels != background
     rows.append({"category": "segments that hold the event",
@@ -171,7 +171,7 @@ def compare_with_real_features(audit, files):
     A factor of 5 is more than other videos make.
     """
     samples = {}
-    for name in FEATURES:
+    for name in REAL:
         path = files[name]
         if audit.attempt(has_random_weights, files, name):
             audit.notes.append(f"{path}: was made with --random_weights, so that its features mean nothing")
@@ -194,12 +194,6 @@ def compare_with_real_features(audit, files):
                 audit.notes.append(f"{path}: its standard deviation is {factor:.3g} times that of published features; "
                                    "is it scaled, or of another network?")
     print("\n" + statistics_table(samples))
-
-
-def check_shapes_for_weak_training(files, sizes):
-    """Number of background videos; UserError where a file of weak training does not fit the others."""
-    check_weak_shapes(files, sizes)
-    return check_background_shapes(files, sizes)
 
 
 def main():
@@ -241,7 +235,7 @@ def main():
         annotations = None
     if sizes and labelled:
         weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
-        weak = weak and audit.attempt(check_shapes_for_weak_training, files, sizes) is not None
+        weak = weak and audit.attempt(check_weak_shapes, files, sizes) is not None
         labels = check_labels(audit, files, sizes, annotations, weak)
         orders = check_orders(audit, files, sizes.num_videos)
         if annotations:

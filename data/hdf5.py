@@ -76,26 +76,20 @@ def read_rows(path, dataset, rows):
 
 
 def read_finite_rows(path, dataset, rows):
-    """As `read_rows`, float64 as float32; UserError where a value is NaN or infinite."""
+    """As `read_rows`, floats as float32; UserError where a value is NaN or infinite."""
     block = read_rows(path, dataset, rows)
-    if block.dtype.kind == "f" and block.dtype.itemsize > 4:
-        with np.errstate(over="ignore"):      # what is too large for float32 becomes infinite, and is found below
-            block = block.astype(np.float32)
-    check_finite(path, block, rows.start)
-    return block
-
-
-def check_finite(path, block, first_row):
-    """UserError where a value of the block, whose first row is that of the file, is NaN or infinite."""
-    # NaN and infinity both survive a sum, so that one pass without a copy is enough for nearly all blocks.
     with np.errstate(over="ignore", invalid="ignore"):
+        if block.dtype.kind == "f":
+            block = block.astype(np.float32, copy=False)      # what is too large for it becomes infinite
+        # NaN and infinity both survive a sum, so that one pass without a copy is enough for nearly all blocks.
         if np.isfinite(block.sum()):
-            return
+            return block
     wrong = np.argwhere(~np.isfinite(block))
     if len(wrong):
         row, *position = map(int, wrong[0])
-        raise UserError(f"{path}: contains NaN or infinite values (first in video row {row + first_row}, at "
+        raise UserError(f"{path}: contains NaN or infinite values (first in video row {row + rows.start}, at "
                         f"{tuple(position)}); extract or download it again")
+    return block
 
 
 def blocks_of(dataset):

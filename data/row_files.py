@@ -33,19 +33,17 @@ class RowFiles:
         self._stack = ExitStack()
 
     def __enter__(self):
-        with ExitStack() as stack:
-            log = partial(self.log_path)
-            self.entries = read_log(log, self.settings)
-            if self.entries is None:
-                self.entries = []
-                for path, (row_shape, dtype) in self.layouts.items():
-                    create(path, (self.items, *row_shape), dtype, self.attributes)
-                log.write_text(_line(self.settings))
-            self._log = stack.enter_context(open(log, "a"))
-            self._files = []
-            if len(self.entries) < self.items:
-                self._files = [stack.enter_context(_open_to_write(partial(path))) for path in self.layouts]
-            self._stack = stack.pop_all()
+        log = partial(self.log_path)
+        self.entries = read_log(log, self.settings)
+        if self.entries is None:
+            self.entries = []
+            for path, (row_shape, dtype) in self.layouts.items():
+                create(path, (self.items, *row_shape), dtype, self.attributes)
+            log.write_text(_line(self.settings))
+        self._log = self._stack.enter_context(open(log, "a"))
+        self._files = []
+        if len(self.entries) < self.items:
+            self._files = [self._stack.enter_context(_open_to_write(partial(path))) for path in self.layouts]
         return self
 
     def __exit__(self, *_):
@@ -134,7 +132,9 @@ def read_log(path, settings):
         return None
     try:
         before, *entries = map(json.loads, whole.splitlines())
-    except ValueError as error:
+        if not isinstance(before, dict) or not all("error" in entry for entry in entries):
+            raise ValueError("a line is no entry")
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); start again with --overwrite") from error
     differing = [name for name in settings if json.loads(_line(settings))[name] != before.get(name)]
     if differing:

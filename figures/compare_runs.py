@@ -6,18 +6,17 @@ FOLDER is the --output_dir of such a training; differences are to the first one,
 Curves show mean and standard deviation over the seeds. From the checkpoints, over all segments of a split: the cross
 entropy of their labels, and the cosine of visual and audio features that L_avps works on.
 """
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from drawing import BLUE, GREEN, ORANGE, log_scale, pyplot, save
-from run_logs import common_curve, read_log
+from drawing import BLUE, GREEN, ORANGE, draw_band, pyplot, save
+from run_logs import log_files, read_log, read_result
 from table_report import difference, format_difference, format_last_third, last_third
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.files import UserError, one_line  # noqa: E402
+from data.files import UserError  # noqa: E402
 from dataset import AVEDataset, find_files, required_files  # noqa: E402
 from model.checkpoint import load, rebuild  # noqa: E402
 from psp_model import fully_supervised_loss  # noqa: E402
@@ -26,32 +25,6 @@ from utils import OptionParser, one_line_errors  # noqa: E402
 SPLITS = ("train", "test")
 MEASURED = ("cross entropy", "similarity, event", "similarity, background")
 STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), ("0.3", "-."))      # of the folders
-
-
-def log_files(folder):
-    """Those of all seeds; the checkpoints lie beside them, with the suffix .pt."""
-    paths = [path for path in sorted(folder.glob("seed*/*.jsonl")) if "." not in path.stem]      # not one kept aside
-    if not paths:
-        raise UserError(f"{folder}: holds no seed*/*.jsonl; give the --output_dir of a training with --runs")
-    return paths
-
-
-def result_of(folder):
-    """What the training wrote at its end, see `utils.report_runs`: of one network and setting."""
-    paths = list(folder.glob("*_runs.json"))
-    if len(paths) != 1:
-        raise UserError(f"{folder}: holds {len(paths)} *_runs.json, not one; give the --output_dir of a finished "
-                        "training with --runs")
-    path, = paths
-    try:
-        result = json.loads(path.read_text())
-        numbers = np.array([[result["segments"], run["val"], run["test"], *run["test_correct"]]
-                            for run in result["runs"]], float)
-        if numbers.ndim != 2 or "test_digest" not in result:
-            raise ValueError("runs or test_digest are missing")
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: is no result of a training with --runs ({one_line(error)})") from error
-    return result
 
 
 def print_differences(names, results, logs):
@@ -74,31 +47,25 @@ def print_differences(names, results, logs):
 def measure(path, dataset):
     """The values of `MEASURED` for the checkpoint at `path`, over all segments of the dataset."""
     network = rebuild(load(path), path, dataset.sizes).eval()
-    losses, similarities, events = [], [], []
-    for positions in torch.arange(len(dataset)).split(64):
-        batch = dataset[positions]
-        output = network(batch["audio"], batch["visual"])
-        if output.similarity is None:
-            raise UserError(f"{path}: is of a network without L_avps, so it has no similarity to show")
-        losses.append(len(positions) * fully_supervised_loss(output, batch["labels"], LAMBDA=0).item())
-        similarities.append(output.similarity)
-        events.append(batch["labels"] != dataset.sizes.background)
-    similarity, event = torch.cat(similarities), torch.cat(events)
-    return sum(losses) / len(dataset), similarity[event].mean().item(), similarity[~event].mean().item()
+    output = network(dataset.values["audio"], dataset.values["visual"])
+    if output.similarity is None:
+        raise UserError(f"{path}: is of a network without L_avps, so it has no similarity to show")
+    labels, similarity = dataset.values["labels"], output.similarity
+    event = labels != dataset.sizes.background
+    return (fully_supervised_loss(output, labels, LAMBDA=0).item(), similarity[event].mean().item(),
+            similarity[~event].mean().item())
 
 
 def draw(names, logs, measured, path):
     """Training loss and accuracies by epoch; the similarities as bars."""
     figure, ((loss, similarity), (val, test)) = pyplot.subplots(2, 2, figsize=(7, 4.6), constrained_layout=True)
+    test.sharey(val)
     for axes, value, label in ((loss, "loss", "training loss"), (val, "val", "validation accuracy, %"),
                                (test, "test", "test accuracy, %")):
         for of_folder, name, (colour, style) in zip(logs, names, STYLES):
-            epochs, mean, std = common_curve([getattr(log, value) for log in of_folder])
-            axes.plot(epochs, mean, style, color=colour, label=name)
-            axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+            draw_band(axes, [getattr(log, value) for log in of_folder], style, colour, name, logarithmic=axes is loss)
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    log_scale(loss)
+    loss.set_title(f"mean ± standard deviation of {len(logs[0])} seeds", loc="left")
     groups = [f"{split}\n{kind}" for split in SPLITS for kind in ("event", "background")]
     width = 0.8 / len(names)
     for number, (of_folder, (colour, _)) in enumerate(zip(measured, STYLES)):
@@ -135,8 +102,8 @@ def main():
         parser.error(f"--names gives {len(names)} names for {len(args.folders)} folders")
     if len(names) > len(STYLES):
         parser.error(f"{len(names)} folders are too many for one picture; give {len(STYLES)} at most")
-    paths = [log_files(folder) for folder in args.folders]
-    results = [result_of(folder) for folder in args.folders]
+    results = [read_result(folder) for folder in args.folders]
+    paths = [log_files(folder, result) for folder, result in zip(args.folders, results)]
     if len({(len(result["runs"]), result["test_digest"]) for result in results}) > 1:
         raise UserError(f"{', '.join(map(str, args.folders))}: must be of the same number of seeds and the same test "
                         "videos, and are not")

@@ -12,6 +12,7 @@ except ModuleNotFoundError:
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.ticker import LogLocator  # noqa: E402
+from run_logs import common_curve  # noqa: E402
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"      # of Okabe and Ito
 LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"      # behind text
@@ -21,6 +22,16 @@ pyplot.rcParams.update({
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "hatch.linewidth": 0.6})
+
+
+def draw_band(axes, curves, style, colour, label, logarithmic=False):
+    """Mean and standard deviation of several {epoch: value}, see `common_curve`."""
+    epochs, mean, low, high = common_curve(curves, logarithmic)
+    axes.plot(epochs, mean, style, color=colour, markersize=3, label=label)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if logarithmic:
+        log_scale(axes)
 
 
 def log_scale(axes):

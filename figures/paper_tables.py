@@ -5,7 +5,7 @@
 
 Every row is one command of the main scripts, with --runs, on one thread, in a folder of its own under OUTPUT_DIR/rows.
 Finished rows are kept, interrupted ones are resumed, and failed ones are reported while the others continue.
-Written to OUTPUT_DIR: tables.json, tables.md, which holds nothing else, and <table>.png of the sweeps (matplotlib).
+Written to OUTPUT_DIR: tables.json, tables.md and <table>.png of the sweeps (needs matplotlib).
 
 A difference to the PSP row of the same setting is called measurable if zero lies neither in the 95 % t-interval of the
 differences seed by seed, nor in the 95 % bootstrap interval over the test videos of the difference of the mean over
@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from data.files import UserError, keep_aside, lock, write_atomically  # noqa: E402
-from run_logs import read_log  # noqa: E402
+from run_logs import log_files, read_log, read_result  # noqa: E402
 from table_report import (BASELINE, NOISE_FLOOR, by_size, draw_sweep, figures_of, last_third,  # noqa: E402
                           markdown)
 from utils import OptionParser, bounded, one_line_errors  # noqa: E402
@@ -40,10 +40,6 @@ class Row(NamedTuple):
     metric: str = "test"
     value: float = None       # of the option that the table sweeps
     seed_shift: int = 0
-
-    @property
-    def model(self):
-        return "AVEL" if "AVEL" in self.options else "PSP"
 
 
 # ---------------------------------------------------------------------------------------------- the rows
@@ -107,7 +103,7 @@ SWEPT = {"threshold": "pruning threshold", "avps": "weight of L_avps"}
 def command_of(row, args):
     """What a person would type for this row behind `python`."""
     given = {name: getattr(args, name) for name in OF_MAIN}
-    if row.model == "AVEL" and args.avel_epochs is not None:
+    if "AVEL" in row.options and args.avel_epochs is not None:
         given["nb_epoch"] = args.avel_epochs
     options = [*row.options, "--data_dir", args.data_dir, "--runs", args.runs, "--seed", args.seed + row.seed_shift]
     for name, value in given.items():
@@ -117,17 +113,16 @@ def command_of(row, args):
 
 def folder_of(row, args):
     name = "_".join([row.setting, *row.options, *(["once_more"] if row.seed_shift else [])])
-    return args.output_dir / "rows" / name.replace("--", "").replace(",", "+").replace(".", "p")
+    return args.output_dir / "rows" / name.replace("--", "").replace(".", "p")
 
 
 def finished(row, args):
     """What the row's command wrote at its end; None where it has not ended, or was another command."""
     folder = folder_of(row, args)
-    written = list(folder.glob("*_runs.json"))
     command = folder / "command.txt"
-    if not written or not command.is_file() or command.read_text() != shlex.join(command_of(row, args)):
+    if not command.is_file() or command.read_text() != shlex.join(command_of(row, args)):
         return None
-    return json.loads(written[0].read_text())
+    return read_result(folder) if list(folder.glob("*_runs.json")) else None
 
 
 def start(row, args):
@@ -205,23 +200,12 @@ def entry_of(row, args, errors):
     result, psp = finished(row, args), finished(PSP[row.setting], args)
     if result is None:
         return {**entry, "error": errors.get(folder_of(row, args), "not run")}
-    if psp is not None and not same_test_data(result, psp):
+    if psp is not None and result["test_digest"] != psp["test_digest"]:
         return {**entry, "error": f"was run on other data than the row of PSP; delete {folder_of(row, args)} or "
                                   f"{folder_of(PSP[row.setting], args)}, whichever is the older, and run it again"}
-    accuracies = [validation_accuracies(row, run["seed"], args) for run in result["runs"]]
+    accuracies = [list(read_log(path).val.values()) for path in log_files(folder_of(row, args), result)]      # in %
     return {**entry, **figures_of(row.metric, result, None if row.label == BASELINE else psp),
             "last_third": last_third(accuracies)}
-
-
-def same_test_data(result, other):
-    """Whether two rows were scored on the same videos."""
-    return result["test_digest"] == other["test_digest"]
-
-
-def validation_accuracies(row, seed, args):
-    """In %, at each check of one seed's training."""
-    log = read_log(folder_of(row, args) / f"seed{seed}" / f"{row.model}_{row.setting}.jsonl")
-    return list(log.val.values())
 
 
 def options():

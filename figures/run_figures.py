@@ -10,16 +10,16 @@
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from drawing import BLUE, GREEN, ORANGE, SMALL, log_scale, pyplot, save
-from run_logs import common_curve, read_log
+from drawing import BLUE, GREEN, ORANGE, SMALL, draw_band, pyplot, save
+from run_logs import read_log
 from video_figure import draw_video, recording_of_file, recording_of_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.annotations import names_and_ids  # noqa: E402
 from data.files import UserError  # noqa: E402
+from data.hdf5 import open_h5, read_rows  # noqa: E402
 from dataset import SPLITS, AVEDataset, find_files, has_labels, required_files  # noqa: E402
 from model.checkpoint import load, rebuild  # noqa: E402
 from model.metrics import events_of  # noqa: E402
@@ -35,19 +35,13 @@ def draw_curves(args):
     for axes, name, label, colour, style in ((left, "loss", "training", BLUE, "-"),
                                              (right, "val", "validation", ORANGE, "o-"),
                                              (right, "test", "test", GREEN, "s--")):
-        epochs, mean, std = common_curve([getattr(log, name) for log in logs])
-        axes.plot(epochs, mean, style, color=colour, markersize=3, label=label)
-        if len(logs) > 1:
-            axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        draw_band(axes, [getattr(log, name) for log in logs], style, colour, label, logarithmic=axes is left)
     kept = [log.kept for log in logs if log.kept is not None]
     for i, epoch in enumerate(kept):
         right.axvline(epoch, color="0.5", linestyle=":", linewidth=0.8,
                       label="" if i else "checkpoint kept" if len(logs) == 1 else "checkpoints kept")
     left.set(xlabel="epoch", ylabel="training loss")
-    log_scale(left)
     right.set(xlabel="epoch", ylabel="segment accuracy, %")
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     if len(logs) > 1:
         left.set_title(f"mean ± standard deviation of {len(logs)} runs", loc="left")
@@ -78,25 +72,19 @@ def draw_row(args, checkpoint):
     batch = dataset[position]
     with torch.inference_mode():
         output = network(batch["audio"], batch["visual"])
-    true_cells = true_cells_of(args.data_dir, args.video, dataset.sizes)
+    cells_path = args.data_dir / "true_cells.h5"      # of synthetic videos
+    true_cells = read_true_cells(cells_path, dataset.sizes)[args.video] if cells_path.is_file() else None
     title = (f"video row {args.video}" + (f" ({split})" if split else "") + (f", {ids[args.video]}" if ids else "")
              + ("; orange: cells in which the source is seen" if true_cells is not None else ""))
     save(draw_video(output, names, title, batch["labels"][0] if split else None, true_cells, recording), args.output)
 
 
-def true_cells_of(folder, row, sizes):
-    """[T, h, w] of a synthetic video, None of a real one."""
-    path = folder / "true_cells.h5"
-    return read_true_cells(path, sizes)[row] if path.is_file() else None
-
-
 def read_true_cells(path, sizes):
     """[videos, T, h, w] bool of true_cells.h5, which data/synthetic.py writes."""
-    try:
-        with h5py.File(path) as file:
-            cells = file["avadataset"][:].astype(bool)
-    except Exception as error:      # h5py raises nearly all of them on broken files
-        raise UserError(f"{path}: holds no true cells, such as data/synthetic.py writes ({error})") from error
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; only synthetic data says where the source is seen")
+    with open_h5(path, "avadataset", "true cells, such as data/synthetic.py writes") as file:
+        cells = read_rows(path, file, slice(None)).astype(bool)
     expected = (sizes.num_videos, sizes.num_segments, *sizes.map_size)
     if cells.shape != expected:
         raise UserError(f"{path}: has shape {cells.shape}, but the data asks for {expected}; "
@@ -182,26 +170,21 @@ def draw_boundaries(args, result, names):
 
 # ------------------------------------------------------------------------------------------- attention
 
-def attention_hits(network, dataset, cells_path, batch_size=64):
+def attention_hits(network, dataset, cells_path):
     """(label, hit, chance) of all event segments of a split of synthetic data, [segments] each.
 
     hit: whether the region of the largest attention is one of the true ones; chance: the share of true ones in the map.
     """
-    cells = read_true_cells(cells_path, dataset.sizes)
-    labels, hits, chance = [], [], []
+    videos = dataset[:]
+    true_cells = read_true_cells(cells_path, dataset.sizes)[videos["video"].numpy()]
+    true_cells = true_cells.reshape(*true_cells.shape[:2], -1)      # [videos, T, R]
     with torch.inference_mode():
-        for positions in torch.arange(len(dataset)).split(batch_size):
-            batch = dataset[positions]
-            true_cells = cells[batch["video"].numpy()]
-            true_cells = true_cells.reshape(*true_cells.shape[:2], -1)      # [B, T, R]
-            looked_at = network(batch["audio"], batch["visual"]).attention.flatten(2).argmax(-1)   # [B, T]
-            event = (batch["labels"] != dataset.sizes.background).numpy()
-            labels.append(batch["labels"].numpy()[event])
-            hits.append(np.take_along_axis(true_cells, looked_at.numpy()[..., None], axis=2)[..., 0][event])
-            chance.append(true_cells.mean(axis=2)[event])
-    if not sum(map(len, hits)):
+        looked_at = network(videos["audio"], videos["visual"]).attention.flatten(2).argmax(-1)      # [videos, T]
+    hit = np.take_along_axis(true_cells, looked_at.numpy()[..., None], axis=2)[..., 0]
+    event = (videos["labels"] != dataset.sizes.background).numpy()
+    if not event.any():
         raise UserError(f"{cells_path}: the videos asked for hold no event to look at; choose another --split")
-    return tuple(map(np.concatenate, (labels, hits, chance)))
+    return videos["labels"].numpy()[event], hit[event], true_cells.mean(axis=2)[event]
 
 
 def draw_attention(args, network, dataset, names):

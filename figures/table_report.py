@@ -3,7 +3,6 @@
 All of it is computed from plain values. A result is what a main script writes to <model>_runs.json with --runs; an
 entry is what tables.json holds of a row; `markdown` needs nothing but the content of tables.json.
 """
-import math
 import sys
 import textwrap
 from pathlib import Path
@@ -58,22 +57,13 @@ def difference(metric, result, psp):
 
 
 def t_quantile(degrees, coverage=0.95):
-    """The t for which Student's t with so many degrees of freedom lies in -t..t with probability `coverage`."""
-    odd = degrees % 2
+    """The t for which Student's t with so many degrees of freedom lies in -t..t with probability `coverage`.
 
-    def probability(angle):      # of |t| < sqrt(degrees) tan(angle): Abramowitz and Stegun, 26.7.3 and 26.7.4
-        term, total = math.cos(angle) ** odd, 0.0
-        for power in range(odd, degrees - 1, 2):
-            total += term
-            term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-        inner = math.sin(angle) * total
-        return 2 / math.pi * (angle + inner) if odd else inner
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < coverage else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
+    With t = sqrt(degrees) tan(angle), the density over the angle is proportional to cos(angle) ** (degrees - 1).
+    """
+    angle = np.linspace(0, np.pi / 2, 10**6 + 1)
+    probability = np.cumsum(np.cos((angle[:-1] + angle[1:]) / 2) ** (degrees - 1))
+    return degrees ** 0.5 * np.tan(np.interp(coverage * probability[-1], probability, angle[1:]))
 
 
 def last_third(accuracies):

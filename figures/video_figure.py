@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from drawing import GREY, LIGHT_BLUE, LIGHT_ORANGE, ORANGE, SMALL, pyplot
 from matplotlib.patches import Rectangle
+from PIL import Image      # comes with matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.files import UserError  # noqa: E402
@@ -206,58 +207,32 @@ def recording_of_folder(folder, segments):
     frames = []
     for path in paths:
         try:
-            frames.append(as_bytes(pyplot.imread(path)))
+            frames.append(np.asarray(Image.open(path).convert("RGB")))
         except Exception as error:      # of a broken picture, its reader raises nearly all of them
             raise UserError(f"--frames: {path} cannot be read ({error})") from error
     return Recording(frames)
 
 
-def as_bytes(picture):
-    """A grey, RGB or RGBA picture, uint8 or float in 0..1, as uint8 [height, width, 3]."""
-    if picture.dtype != np.uint8:
-        picture = (255 * picture).astype(np.uint8)
-    return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture[..., :3]
-
-
 def recording_of_file(path, segments):
-    """The `Recording` of a video file: the frame shown in the middle of each segment, and the sound if it has one."""
+    """The `Recording` of a video file as data/extract_features.py reads it: the frame in the middle of each segment.
+
+    Frames are squares, as the network sees them. What the file lacks is filled with its last frame and silence.
+    """
     try:
-        import av
-    except ImportError as error:
-        raise UserError("--video_file needs PyAV: pip install av==18.1.0") from error
+        from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip
+    except ModuleNotFoundError as error:
+        raise UserError(f"--video_file: the package {error.name} is missing; "
+                        "pip install av==18.1.0 opencv-python-headless==4.14.0.94") from error
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"--video_file {path}: holds no pictures")
-            frames = middle_frames(container, segments, path)
-        with av.open(str(path)) as container:
-            return Recording(frames, waveform(container, segments) if container.streams.audio else None)
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"--video_file {path}: cannot be read as a video ({error.strerror or error})") from error
+        clip = read_clip(path, segments, pad=True)
+    except VideoError as error:
+        raise UserError(f"--video_file {path}: {error}") from error
+    return Recording(list(clip.frames[:, FRAMES_OF_A_SEGMENT // 2]),
+                     None if clip.sound is None else waveform(clip.sound, segments))
 
 
-def middle_frames(container, segments, path):
-    """The frame shown in the middle of each second; in a last second that ends before its middle, the last one."""
-    frames, shown, start = [], None, None
-    for frame in container.decode(video=0):
-        start = frame.time if start is None else start
-        while shown is not None and len(frames) < segments and frame.time - start > len(frames) + 0.5:
-            frames.append(shown.to_ndarray(format="rgb24"))
-        shown = frame
-    if shown is not None and len(frames) == segments - 1 <= shown.time - start:
-        frames.append(shown.to_ndarray(format="rgb24"))
-    if len(frames) < segments:
-        raise UserError(f"--video_file {path}: is too short for {segments} segments of one second")
-    return frames
-
-
-def waveform(container, segments, parts_of_second=120):
-    """[parts, 2]: lowest and highest sample, channels averaged, in equal parts of the seconds; 0 where it has ended."""
-    import av
-    to_mono = av.AudioResampler(format="fltp", layout="mono")
-    rate = container.streams.audio[0].rate
-    pieces = [piece.to_ndarray()[0]
-              for frame in (*container.decode(audio=0), None) for piece in to_mono.resample(frame)]
-    samples = np.concatenate([*pieces, np.zeros(segments * rate)])[:segments * rate]
+def waveform(sound, segments, parts_of_second=120):
+    """int16 [samples, channels] -> [parts, 2], in -1..1: lowest and highest sample of equal parts, channels averaged."""
+    samples = (sound / 32768).mean(axis=1)
     edges = np.linspace(0, len(samples), segments * parts_of_second, endpoint=False).astype(int)
     return np.stack([np.minimum.reduceat(samples, edges), np.maximum.reduceat(samples, edges)], axis=1)

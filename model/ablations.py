@@ -1,8 +1,10 @@
-"""What an ablation takes out of PSP, swapped in after the network is built.
+"""What an ablation takes out of PSP.
 
-    --attention mean                 all regions weigh the same
     --propagation all-pairs, none    nothing is pruned (tau = 0), all is (tau = 1)
+    --attention mean                 all regions weigh the same
     --modality audio, visual         the other modality is silenced
+
+The last two are swapped in after the network is built.
 """
 from torch import nn
 

@@ -291,7 +291,7 @@ def _named(module, name):
         or module == "torch.nn.functional" and name.isidentifier())
     if not known:
         raise UserError(f"is refused: it names {full[:120]!r}, which is neither a tensor nor a known module; "
-                              "it was not run")
+                        "it was not run")
     return _Name(full)
 
 
@@ -413,6 +413,7 @@ RELEASED_UNUSED = {
     "fully": ("linear_v", "v_classify", "a_classify", "L3", "L4"),
     "weakly": ("temperature", "W1", "W2"),
 }
+
 
 def state_of(content):
     """{parameter name: tensor} of a pickled module or a state dict, None if the content is neither."""

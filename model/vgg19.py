@@ -68,6 +68,5 @@ def read_keras_weights(network, path):
                 layer.weight.copy_(kernel.permute(3, 2, 0, 1))
                 layer.bias.copy_(bias)
     except (OSError, KeyError, AttributeError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: does not hold the layers of {WEIGHTS.what} "
-                           f"({one_line(error)}); "
-                           f"download it again from {WEIGHTS.source}") from error
+        raise UserError(f"{path}: does not hold the layers of {WEIGHTS.what} ({one_line(error)}); "
+                        f"download it again from {WEIGHTS.source}") from error

@@ -44,5 +44,5 @@ def load_vggish(path):
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
         raise UserError(f"{path}: does not hold {WEIGHTS.what} ({one_line(error)}); "
-                           f"download it again from {WEIGHTS.source}") from error
+                        f"download it again from {WEIGHTS.source}") from error
     return network

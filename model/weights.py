@@ -22,8 +22,8 @@ def find_missing(files):
                for file, path in files if not Path(path).is_file()]
     if missing:
         raise UserError("\n".join([f"{len(missing)} weight file{'s' * (len(missing) > 1)} not found:", *missing,
-                                      "Put them there, or name them with --vgg19_weights and --vggish_weights.",
-                                      "To try it without them: --random_weights (features that mean nothing)."]))
+                                   "Put them there, or name them with --vgg19_weights and --vggish_weights.",
+                                   "To try it without them: --random_weights (features that mean nothing)."]))
 
 
 def check_digest(path, file):
@@ -32,4 +32,4 @@ def check_digest(path, file):
         digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False)).hexdigest()
     if not digest.startswith(file.digest):
         raise UserError(f"{path}: is not {file.what}: its {file.algorithm.upper()} is {digest[:len(file.digest)]}, "
-                           f"expected {file.digest}; download it again from {file.source}")
+                        f"expected {file.digest}; download it again from {file.source}")

@@ -154,7 +154,7 @@ def measure(args):
                 "--batch_size", str(args.batch_size)]
     script_args = script.options()
     device = utils.select_device(script_args)
-    data = utils.read_data(script_args, {}, ["train", "val", "test"], device, args.setting == "weakly")
+    data = utils.read_data(script_args, args.setting, ["train", "val", "test"], device)
     sizes = data["train"].sizes
 
     clock = train(script, args, data, device, wait=True)

@@ -104,3 +104,9 @@ def test_avel_has_no_ablations(main_in_process, tiny_folder):
     code, _, error = main_in_process(MAIN["fully"], "--train", "--model_name", "AVEL", "--propagation", "none",
                                      "--data_dir", tiny_folder)
     assert code == 2 and "AVEL has no --threshold" in error
+
+
+def test_evaluation_refuses_what_only_training_uses(main_in_process, tmp_path):
+    for option in (("--background_videos", "off"), ("--weak_labels", "tag")):
+        code, _, error = main_in_process(MAIN["weakly"], "--trained_model_path", tmp_path / "PSP.pt", *option)
+        assert code == 2 and f"{option[0]} goes with --train" in error

@@ -129,3 +129,17 @@ def test_a_folder_of_features_alone_and_of_random_weights(main_in_process, data_
     assert code == 0 and "visual_feature.h5: was made with --random_weights" in out
     (data_folder / "audio_feature.h5").write_bytes(b"no")
     assert main_in_process("data.check", "--data_dir", data_folder)[0] == 2
+
+
+def test_a_third_feature_file_is_audited_as_well(main_in_process, data_folder, monkeypatch):
+    import dataset
+    import data.check
+    monkeypatch.setitem(dataset.AVE_FILES, "flow", dataset.AVEFile(("flow_feature.h5",), "flow", "nowhere"))
+    for module in (dataset, data.check):
+        monkeypatch.setattr(module, "FEATURES", ("audio", "visual", "flow"))
+    rewrite(data_folder / "flow_feature.h5", np.ones((40, 6, 5)))
+    code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
+    assert code == 0 and "flow_feature.h5" in out
+    rewrite(data_folder / "flow_feature.h5", np.ones((39, 6, 5)))
+    code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
+    assert code == 2 and "flow_feature.h5: has shape (39, 6, 5)" in out

@@ -21,7 +21,7 @@ resampy = pytest.importorskip("resampy")
 import data.extract_features as script_module  # noqa: E402
 from data.files import UserError  # noqa: E402
 from data.log_mel import examples, log_mel  # noqa: E402
-from data.row_files import RowFiles  # noqa: E402
+from data.row_files import RowFiles, read_log  # noqa: E402
 from data.video import VideoError, frame_numbers, read_clip, read_frames, read_sound, resize  # noqa: E402
 from films import film, number_of, tone, turned  # noqa: E402
 from golden import extraction_recipe as recipe  # noqa: E402
@@ -546,3 +546,11 @@ def test_the_next_video_is_decoded_meanwhile_and_no_more(small_networks, clips, 
         time.sleep(0.5)
         assert given == videos[position] and not isinstance(prepared, VideoError)
         assert len(asked) == min(position + 2, 4)
+
+
+@pytest.mark.parametrize("lines", ["[1]", '{"pad": false}\n[1]', "{"])
+def test_a_log_of_something_else_is_no_log_to_go_on_with(tmp_path, lines):
+    path = tmp_path / "extraction.jsonl.partial"
+    path.write_text(lines + "\n")
+    with pytest.raises(UserError, match="extraction.jsonl.partial: cannot be read"):
+        read_log(path, {"pad": False})

@@ -231,9 +231,14 @@ def test_compared_runs_show_the_loss_and_similarity_of_their_checkpoints(figure_
                            tiny_folder, "--output_dir", avel)[0] == 0
     shutil.copytree(folders[0], stopped, ignore=shutil.ignore_patterns("*_runs.json"))
     empty.mkdir()
+    no_log, two_logs = copy("no_log", json.dumps), copy("two_logs", json.dumps)
+    logs = [next(folder.glob("seed*/PSP_fully.jsonl")) for folder in (no_log, two_logs)]
+    logs[0].unlink()
+    shutil.copy(logs[1], logs[1].with_name("PSP_weakly.jsonl"))
     for options, wrong in (
             (folders[:1] * 5, "too many"), ([*folders, "--names", "PSP"], "1 names for 2"),
-            ([empty], "holds no seed*/*.jsonl"), ([stopped], "holds 0 *_runs.json"),
+            ([empty], "holds 0 *_runs.json"), ([stopped], "holds 0 *_runs.json"),
+            ([no_log], "holds 0 logs"), ([two_logs], "holds 2 logs"),
             ([copy("cut", lambda results: json.dumps(results)[:-9])], "is no result"),
             ([copy("nothing", lambda results: "{}")], "is no result"),
             ([copy("no_runs", lambda results: json.dumps({**results, "runs": []}))], "is no result"),
@@ -339,6 +344,8 @@ def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_
     other_cells = shutil.copytree(tiny_folder, tmp_path / "other_cells")
     with h5py.File(other_cells / "true_cells.h5", "w") as file:
         file["avadataset"] = np.zeros((2, 6, 3, 3), np.uint8)
+    bad_cells = shutil.copytree(tiny_folder, tmp_path / "bad_cells")
+    (bad_cells / "true_cells.h5").write_text("no cells")
     no_cells = shutil.copytree(tiny_folder, tmp_path / "no_cells", ignore=shutil.ignore_patterns("true_cells.h5"))
     model = tmp_path / "PSP_fully.pt"
     log = tmp_path / "PSP_fully.jsonl"
@@ -350,16 +357,25 @@ def test_every_figure_is_drawn(figure_script, main_in_process, tiny_folder, tmp_
             ("video", [model], ["--frames", tmp_path / "none"], "one for each of the 6 segments"),
             ("video", [model], ["--frames", broken], "0.png cannot be read"),
             ("video", [model], ["--frames", broken, "--video_file", broken], "not allowed with"),
-            ("attention", [model], ["--data_dir", no_cells], "true_cells.h5: holds no true cells"),
+            ("attention", [model], ["--data_dir", no_cells], "true_cells.h5: does not exist; only synthetic data"),
+            ("attention", [model], ["--data_dir", bad_cells], "true_cells.h5: cannot be read as HDF5"),
             ("attention", [model], ["--data_dir", other_cells], "true_cells.h5: has shape (2, 6, 3, 3)")):
         code, _, error = figure_script(run_figures, figure, *files, "--data_dir", tiny_folder, *options)
         assert code == 2 and reason in error and error.strip().count("\n") == 0
 
 
 def test_curves_of_several_runs_stand_at_the_epochs_that_all_have():
-    epochs, mean, std = run_logs.common_curve([{0: 2, 1: 4}, {0: 4, 1: 8, 2: 9}])
-    assert epochs == [0, 1] and mean.tolist() == [3, 6] and std == pytest.approx([2 ** 0.5, 8 ** 0.5])
-    assert run_logs.common_curve([{5: 1, 10: 2}])[2].tolist() == [0, 0]
+    epochs, mean, low, high = run_logs.common_curve([{0: 2, 1: 4}, {0: 4, 1: 8, 2: 9}])
+    assert epochs == [0, 1] and mean.tolist() == [3, 6]
+    assert low == pytest.approx([3 - 2 ** 0.5, 6 - 8 ** 0.5]) and high == pytest.approx([3 + 2 ** 0.5, 6 + 8 ** 0.5])
+    assert [values.tolist() for values in run_logs.common_curve([{5: 1, 10: 2}])[1:]] == [[1, 2]] * 3
+
+
+def test_on_a_logarithmic_axis_a_band_is_of_logarithms_and_stays_above_zero():
+    _, mean, low, high = run_logs.common_curve([{0: 1e-3}, {0: 1e1}], logarithmic=True)
+    spread = 10 ** (4 / 2 ** 0.5)      # of two values that are 4 decades apart: 4 / sqrt(2) decades
+    assert mean == pytest.approx([1e-1])
+    assert low == pytest.approx([1e-1 / spread]) and high == pytest.approx([1e-1 * spread])
 
 
 NAMES = ["Fixed-wing aircraft, airplane", "Acoustic guitar", "background"]
@@ -429,8 +445,8 @@ def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_i
     assert [set(frame.ravel().tolist()) for frame in frames] == [{20}, {60}, {100}, {140}, {180}]
     loud = np.repeat([0, 0, 1, 0, 0], len(sound) // 5)
     assert sound == pytest.approx(np.stack([-loud / 2, loud / 2], axis=1), abs=1e-3)
-    with pytest.raises(UserError, match="too short for 6 segments"):
-        video_figure.recording_of_file(path, 6)
+    frames, sound = video_figure.recording_of_file(path, 6)      # one second more than there is
+    assert set(frames[5].ravel().tolist()) == {196} and not sound[5 * len(sound) // 6:].any()
     path.write_text("no film")
     with pytest.raises(UserError, match="cannot be read as a video"):
         video_figure.recording_of_file(path, 5)
@@ -446,6 +462,7 @@ def test_without_matplotlib_one_line_says_how_to_install_it(name, tmp_path):
 
 def test_without_pyav_one_line_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "data.video", raising=False)
     with pytest.raises(UserError, match="pip install av=="):
         video_figure.recording_of_file(tmp_path / "film.mp4", 10)
 
@@ -469,7 +486,7 @@ def test_attention_is_scored_by_where_the_event_truly_is(tiny_folder):
 
         def network(audio, visual, sign=sign):
             return SimpleNamespace(attention=sign * visual.sum(dim=-1))
-        found = run_figures.attention_hits(network, dataset, tiny_folder / "true_cells.h5", batch_size=2)
+        found = run_figures.attention_hits(network, dataset, tiny_folder / "true_cells.h5")
         assert list(zip(*(values.tolist() for values in found))) == expected
         seen |= set(found[1].tolist())
     assert seen == {True, False}

@@ -105,3 +105,7 @@ def test_runs_are_those_of_single_seeds_and_go_on_where_they_were_stopped(main_i
                            "--output_dir", tmp_path / "runs")[0] == 0
     assert json.loads((tmp_path / "runs" / "PSP_runs.json").read_text()) == saved
     assert all(path.read_bytes() == content for path, content in before.items() if path.name == "PSP_fully.pt")
+
+    once_more = ("--train", "--nb_epoch", 1, "--batch_size", 8, "--runs", 2, "--data_dir", tiny_folder)
+    assert main_in_process("weakly_supervised_main.py", *once_more, "--output_dir", tmp_path / "runs")[0] == 0
+    assert json.loads((tmp_path / "runs" / "PSP_runs.1.json").read_text()) == saved
