@@ -271,7 +271,8 @@ def select_device(args):
         made = torch.zeros(1, device=name)
         made.item()      # some devices hold no numbers
     except Exception as error:      # each backend has its own kind
-        raise UserError(f"--device {name}: cannot be used here ({one_line(error)})") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"--device {name}: cannot be used here ({reason})") from error
     if made.device.type == "cuda":
         torch.cuda.set_device(made.device)
     elif args.precision == "tf32":
@@ -423,9 +424,16 @@ def each_seed(args):
     if args.runs == 1:
         yield args
         return
+    if processes.rank() == 0 and not args.resume:
+        keep_aside([runs_path(args)])
     for seed in range(args.seed, args.seed + args.runs):
         print(f"seed {seed}:")
         yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
+
+
+def runs_path(args):
+    """The file of the results of --runs."""
+    return args.output_dir / f"{args.model_name}_runs.json"
 
 
 def report_runs(args, rows, test_set):
@@ -448,10 +456,8 @@ def report_runs(args, rows, test_set):
           f"{', '.join(f'{100 * value:.2f}' for value in test)})")
     print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
           f"{100 * low:.2f} to {100 * high:.2f} %")
-    path = args.output_dir / f"{args.model_name}_runs.json"
+    path = runs_path(args)
     if processes.rank() == 0:
-        if not args.resume:
-            keep_aside([path])
         write_atomically(path, json.dumps({
             "settings": settings_of(args), "summary": summary, "segments": test_set.sizes.num_segments,
             "test_videos": test_set.values["video"].tolist(), "test_digest": test_set.digest, "runs": rows}) + "\n")

@@ -45,7 +45,8 @@ def read_lines(path):
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path}: cannot be read as text ({reason})") from error
 
 
 def class_names(annotations=None, num_classes=len(AVE_CLASSES)):

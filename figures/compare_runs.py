@@ -3,8 +3,8 @@
     python figures/compare_runs.py FOLDER FOLDER --names baseline changed --data_dir data
 
 FOLDER is the --output_dir of such a training; differences are to the first one, as in the tables of paper_tables.py.
-Curves show mean and standard deviation over the seeds. From the checkpoints, over all segments of a split: the cross
-entropy of their labels, and the cosine of visual and audio features that L_avps works on.
+Curves show mean and standard deviation over the seeds, of the loss: of its logarithm. From the checkpoints, over all
+segments of a split: the cross entropy of their labels, and the cosine of visual and audio features (that of L_avps).
 """
 import sys
 from pathlib import Path
@@ -65,7 +65,7 @@ def draw(names, logs, measured, path):
         for of_folder, name, (colour, style) in zip(logs, names, STYLES):
             draw_band(axes, [getattr(log, value) for log in of_folder], style, colour, name, logarithmic=axes is loss)
         axes.set(xlabel="epoch", ylabel=label)
-    loss.set_title(f"mean ± standard deviation of {len(logs[0])} seeds", loc="left")
+    loss.set_title(f"mean ± standard deviation of {len(logs[0])} seeds (loss: of its logarithm)", loc="left")
     groups = [f"{split}\n{kind}" for split in SPLITS for kind in ("event", "background")]
     width = 0.8 / len(names)
     for number, (of_folder, (colour, _)) in enumerate(zip(measured, STYLES)):

@@ -37,7 +37,7 @@ def draw_band(axes, curves, style, colour, label, logarithmic=False):
 def log_scale(axes):
     """Makes the y axis logarithmic, with ticks that are written as plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="both", length=3)

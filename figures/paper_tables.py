@@ -122,7 +122,10 @@ def finished(row, args):
     command = folder / "command.txt"
     if not command.is_file() or command.read_text() != shlex.join(command_of(row, args)):
         return None
-    return read_result(folder) if list(folder.glob("*_runs.json")) else None
+    try:
+        return read_result(folder)
+    except UserError:      # not there yet, or damaged: the row goes on, and writes it again
+        return None
 
 
 def start(row, args):
@@ -203,7 +206,10 @@ def entry_of(row, args, errors):
     if psp is not None and result["test_digest"] != psp["test_digest"]:
         return {**entry, "error": f"was run on other data than the row of PSP; delete {folder_of(row, args)} or "
                                   f"{folder_of(PSP[row.setting], args)}, whichever is the older, and run it again"}
-    accuracies = [list(read_log(path).val.values()) for path in log_files(folder_of(row, args), result)]      # in %
+    try:
+        accuracies = [list(read_log(path).val.values()) for path in log_files(folder_of(row, args), result)]      # in %
+    except UserError as error:
+        return {**entry, "error": str(error)}
     return {**entry, **figures_of(row.metric, result, None if row.label == BASELINE else psp),
             "last_third": last_third(accuracies)}
 

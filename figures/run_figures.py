@@ -44,7 +44,7 @@ def draw_curves(args):
     right.set(xlabel="epoch", ylabel="segment accuracy, %")
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     if len(logs) > 1:
-        left.set_title(f"mean ± standard deviation of {len(logs)} runs", loc="left")
+        left.set_title(f"mean ± standard deviation of {len(logs)} runs (loss: of its logarithm)", loc="left")
     save(figure, args.output)
 
 
@@ -222,7 +222,8 @@ def options():
     source.add_argument("--frames", type=Path, metavar="DIR",
                         help="for `video`: pictures to put under the maps, one for each segment")
     source.add_argument("--video_file", type=Path, metavar="FILE",
-                        help="for `video`: the video itself, for frames under the maps and for its sound (needs PyAV)")
+                        help="for `video`: the video itself, for frames under the maps and for its sound (needs PyAV "
+                             "and OpenCV)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the PNG (default: <figure>.png here)")
     args = parser.parse_args()
     if args.figure != "curves" and len(args.files) > 1:

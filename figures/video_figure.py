@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from drawing import GREY, LIGHT_BLUE, LIGHT_ORANGE, ORANGE, SMALL, pyplot
 from matplotlib.patches import Rectangle
-from PIL import Image      # comes with matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.files import UserError  # noqa: E402
+from data.files import UserError, one_line  # noqa: E402
 
 COLOURS = "cividis"                       # of matrices and maps
 LEFT, WIDTH, RIGHT = 0.75, 6.2, 0.65      # names of the rows, the T seconds, colour bars
@@ -207,32 +206,42 @@ def recording_of_folder(folder, segments):
     frames = []
     for path in paths:
         try:
-            frames.append(np.asarray(Image.open(path).convert("RGB")))
+            frames.append(as_bytes(pyplot.imread(path)))
         except Exception as error:      # of a broken picture, its reader raises nearly all of them
             raise UserError(f"--frames: {path} cannot be read ({error})") from error
     return Recording(frames)
 
 
-def recording_of_file(path, segments):
-    """The `Recording` of a video file as data/extract_features.py reads it: the frame in the middle of each segment.
+def as_bytes(picture):
+    """A grey, RGB or RGBA picture, uint8 or float in 0..1, as uint8 [height, width, 3]."""
+    if picture.dtype != np.uint8:
+        picture = (255 * picture).astype(np.uint8)
+    return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture[..., :3]
 
-    Frames are squares, as the network sees them. What the file lacks is filled with its last frame and silence.
+
+def recording_of_file(path, segments):
+    """The `Recording` of a video file: the frame in the middle of each segment, and the sound.
+
+    Frames are squares, as the network sees them. What is missing at the end is filled with the last frame and silence;
+    that and whatever else is odd about the file is printed.
     """
     try:
         from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip
-    except ModuleNotFoundError as error:
-        raise UserError(f"--video_file: the package {error.name} is missing; "
+    except ImportError as error:
+        raise UserError(f"--video_file: {one_line(error)}; "
                         "pip install av==18.1.0 opencv-python-headless==4.14.0.94") from error
     try:
         clip = read_clip(path, segments, pad=True)
     except VideoError as error:
         raise UserError(f"--video_file {path}: {error}") from error
+    for note in clip.notes:
+        print(f"--video_file {path}: {note}", file=sys.stderr)
     return Recording(list(clip.frames[:, FRAMES_OF_A_SEGMENT // 2]),
                      None if clip.sound is None else waveform(clip.sound, segments))
 
 
 def waveform(sound, segments, parts_of_second=120):
-    """int16 [samples, channels] -> [parts, 2], in -1..1: lowest and highest sample of equal parts, channels averaged."""
+    """int16 [samples, channels] -> [parts, 2]: lowest and highest sample (-1..1) of equal parts, channels averaged."""
     samples = (sound / 32768).mean(axis=1)
     edges = np.linspace(0, len(samples), segments * parts_of_second, endpoint=False).astype(int)
     return np.stack([np.minimum.reduceat(samples, edges), np.maximum.reduceat(samples, edges)], axis=1)

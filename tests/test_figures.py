@@ -155,6 +155,11 @@ def test_jobs_change_no_digit_and_a_signal_stops_them_all(figure_script, monkeyp
     for name in ("tables.json", "tables.md"):
         assert (tmp_path / name).read_text() == (table_folder / name).read_text()
 
+    (rows[0] / "PSP_runs.json").write_text("{")      # damaged: it is written again
+    code, out, error = figure_script(paper_tables, *options)
+    assert code == 0 and "1 rows of 2 runs to do" in out
+    assert (tmp_path / "tables.json").read_text() == (table_folder / "tables.json").read_text()
+
 
 def test_rows_that_fail_or_are_of_other_data_are_reported(figure_script, monkeypatch, table_folder, tiny_folder,
                                                           tmp_path):
@@ -426,9 +431,9 @@ def test_a_video_without_labels_or_a_network_without_propagation_leaves_their_ro
     pyplot.close(figure)
 
 
-def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_is(tmp_path):
+def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_is(tmp_path, capsys):
     """Of a film whose frame at t seconds has the grey 40 t, in which the third second alone is loud."""
-    av = pytest.importorskip("av")
+    av, _ = pytest.importorskip("av"), pytest.importorskip("cv2")
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as film:
         pictures, sounds = film.add_stream("ffv1", rate=10), film.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -446,6 +451,7 @@ def test_frames_are_those_in_the_middle_of_the_seconds_and_sound_lies_where_it_i
     loud = np.repeat([0, 0, 1, 0, 0], len(sound) // 5)
     assert sound == pytest.approx(np.stack([-loud / 2, loud / 2], axis=1), abs=1e-3)
     frames, sound = video_figure.recording_of_file(path, 6)      # one second more than there is
+    assert "the last frame fills 1.0 s" in capsys.readouterr().err
     assert set(frames[5].ravel().tolist()) == {196} and not sound[5 * len(sound) // 6:].any()
     path.write_text("no film")
     with pytest.raises(UserError, match="cannot be read as a video"):
