@@ -206,7 +206,8 @@ def main():
     args = parser.parse_args()
 
     audit, files, rows = Audit(), {}, []
-    labelled = has_labels(args.data_dir)
+    has_features = any((args.data_dir / AVE_FILES[name].names[0]).is_file() for name in FEATURES)
+    labelled = has_labels(args.data_dir) or not has_features      # of an empty folder, all files are asked for
     names = required_files(SPLITS, weak_training=args.setting == "both") if labelled else required_files([None])
     for name in names:
         path = args.data_dir / AVE_FILES[name].names[0]

@@ -143,3 +143,10 @@ def test_a_third_feature_file_is_audited_as_well(main_in_process, data_folder, m
     rewrite(data_folder / "flow_feature.h5", np.ones((39, 6, 5)))
     code, out, _ = main_in_process("data.check", "--data_dir", data_folder)
     assert code == 2 and "flow_feature.h5: has shape (39, 6, 5)" in out
+
+
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_of_a_folder_without_files_all_are_asked_for(main_in_process, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    code, out, _ = main_in_process("data.check", "--data_dir", tmp_path / name)
+    assert code == 2 and out.count("MISSING") == 11 and "cannot be trained on" in out

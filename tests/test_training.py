@@ -45,6 +45,29 @@ def trained(request, script, tiny_folder, tmp_path_factory):
     return request.param, folder, done
 
 
+_FILES = {"--dir_video": "visual_feature", "--dir_audio": "audio_feature", "--dir_order_train": "train_order",
+          "--dir_order_val": "val_order", "--dir_order_test": "test_order"}
+FILE_OPTIONS = {
+    "fully": {**_FILES, "--dir_labels": "right_labels"},
+    "weakly": {**_FILES, "--dir_labels": "mil_labels", "--prob_dir_labels": "prob_label",
+               "--dir_labels_gt": "right_labels", "--dir_video_bg": "visual_feature_noisy",
+               "--dir_audio_bg": "audio_feature_noisy", "--dir_labels_bg": "labels_noisy"},
+}
+
+
+def test_each_file_option_names_its_file(trained, main_in_process, tiny_folder, tmp_path):
+    """A run whose files have other names, in a folder of their own, is the run with --data_dir."""
+    setting, folder, _ = trained
+    options = []
+    for number, (option, name) in enumerate(FILE_OPTIONS[setting].items()):
+        shutil.copy(tiny_folder / f"{name}.h5", tmp_path / f"file{number}")
+        options += [option, tmp_path / f"file{number}"]
+    code, _, error = main_in_process(MAIN[setting], *RUN, "--data_dir", tmp_path / "nothing", *options,
+                                     "--output_dir", tmp_path)
+    assert code == 0, error
+    assert log_of(tmp_path, setting)[1:] == log_of(folder, setting)[1:]
+
+
 def test_log_checkpoint_and_printed_figures_agree(trained, tiny_folder):
     setting, folder, done = trained
     first, *epochs, result = log_of(folder, setting)
