@@ -358,8 +358,8 @@ def check_weak_shapes(files, sizes):
 def _check_shape(files, name, expected, other):
     shape = _shape(files, name)
     if shape != expected:
-        raise UserError(f"{files[name]}: has shape {shape}, but {files[other]} asks for {expected}; "
-                        "the two are not of the same data")
+        raise UserError(f"{files[name]}: has shape {shape}; to fit {files[other]}, the {AVE_FILES[name].content} "
+                        f"must have shape {expected}")
 
 
 def _read_blocks(files, name):
