@@ -165,7 +165,8 @@ BROKEN = {
     "share over 1": ("prob_label.h5", change("prob_label.h5", lambda a: 2 * a), "sum to 1"),
     "negative share": ("prob_label.h5", change("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])),
                        "sum to 1"),
-    "share of others": ("prob_label.h5", change("prob_label.h5", lambda a: a[:, :-1]), "shape"),
+    "share of others": ("prob_label.h5", change("prob_label.h5", lambda a: a[:, :-1]),
+                        r"\[videos, classes\] must have shape \(40, 5\)"),
     "background map": ("visual_feature_noisy.h5", change("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "shape"),
     "background count": ("audio_feature_noisy.h5", change("audio_feature_noisy.h5", lambda a: a[:2]), "shape"),
 }
