@@ -124,17 +124,18 @@ class AVEDataset(Dataset):
 
     `dataset[i]` is a dict of tensors; with a list or tensor of positions, each has a leading batch axis B:
 
-        audio   [T, Da] float32          visual [T, h, w, Dv] float32
+        audio   [T, Da] of dtype         visual [T, h, w, Dv] of dtype
         labels  [T] int64: label of each segment, the last class is background
         video   int64: the video's row in the files (background videos are numbered on after the last row)
-        label_share  [C] float32, with weak=True: share of each label in the video (prob_label.h5)
+        label_share  [C] of dtype, with weak=True: share of each label in the video (prob_label.h5)
         video_label  int64, with weak=True: event category of the video (mil_labels.h5)
 
     files: path of each file by its name in `AVE_FILES`, see `find_files`.
     split: 'train', 'val' or 'test'; None: all videos of features that have no labels, by the order of the rows.
     weak: adds the video-level labels and, after the videos of the split, the background videos where files names them.
     features: 'memory', read once and held; or 'disk', read again for each item and never held.
-    dtype: of visual features held in memory (torch.bfloat16 halves the memory).
+    dtype: of features and label shares, float32 or float64; torch.bfloat16 halves the memory of visual features held
+        in memory, all else is then float32.
     device: where all of it lies if in memory; what is read from disk comes to main memory.
 
     Raises UserError for a file that cannot be read, shapes that disagree, labels that are not one-hot, an order with
@@ -168,10 +169,15 @@ class AVEDataset(Dataset):
         # Each value is indexed by position along its first axis.
         self.values = {**{name: FeatureRows(parts[name]) for name in FEATURES}, **tensors}
         self.digest = self._digest()
+        other_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+        for name in FEATURES:
+            self.values[name].dtype = other_dtype
+        if "label_share" in self.values:
+            self.values["label_share"] = self.values["label_share"].to(other_dtype)
         if self.in_memory:
             for name, value in self.values.items():
                 if isinstance(value, FeatureRows):
-                    value = value.load(dtype if name == "visual" else torch.float32, self.device)
+                    value = value.load(dtype if name == "visual" else other_dtype, self.device)
                 self.values[name] = value.to(self.device)
 
     def _digest(self):
@@ -227,9 +233,10 @@ def _with_background_videos(tensors, files, sizes, count):
 
 
 class FeatureRows:
-    """Rows of feature files as float32, read again whenever they are asked for; indexed like a tensor by position.
+    """Rows of feature files, read again whenever they are asked for; indexed like a tensor by position.
 
     parts: (path, name in `AVE_FILES`, rows wanted) of each file, in the order of the positions.
+    dtype: float32 (or float64, of values rounded to float32), to be set before rows are read.
     h5py, not numpy.memmap: that ends the whole process where a file is cut short while it is in use.
     """
 
@@ -247,14 +254,14 @@ class FeatureRows:
         return len(self._row_of)
 
     def __getitem__(self, index):
-        """[*row] float32 for a whole number, [n, *row] for a slice, list or tensor of positions."""
+        """[*row] for a whole number, [n, *row] for a slice, list or tensor of positions."""
         positions = torch.arange(len(self))[index]
-        out = torch.empty(positions.numel(), *self.shape[1:])
+        out = torch.empty(positions.numel(), *self.shape[1:], dtype=self.dtype)
         self.read(positions.view(-1), out)
         return out.view(*positions.shape, *self.shape[1:])
 
     def read(self, positions, out):
-        """out[i] = self[positions[i]], of float32 rows; UserError where one cannot be read or is not finite."""
+        """out[i] = self[positions[i]], of rows of its dtype; UserError where one cannot be read or is not finite."""
         positions, out = positions.numpy(), [row.numpy() for row in out]
 
         def read_row(i):
@@ -273,7 +280,7 @@ class FeatureRows:
     def load(self, dtype, device):
         """All rows as one tensor of dtype on the device."""
         features = torch.empty(self.shape, dtype=dtype, device=device)
-        as_read = dtype == torch.float32 and features.device.type == "cpu"
+        as_read = dtype == self.dtype and features.device.type == "cpu"
         name = Path(self._files[0][0]).name
         with progress_bar(total=len(self), desc=f"reading {name}", unit="video", leave=False, delay=1) as bar:
             for positions in torch.from_numpy(np.lexsort([self._row_of, self._file_of])).split(64):

@@ -184,8 +184,9 @@ def main_options(description, setting):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
-    machine.add_argument("--precision", choices=["fp32", "tf32", "bf16"],
-                         help="precision of matrix products; bf16 also halves the memory of the features "
+    machine.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"],
+                         help="precision of matrix products; bf16 also halves the memory of the features; fp64: "
+                              "all of it in float64, for comparisons that rounding must not decide; twice the memory "
                               "(default: fp32; in evaluation, that of the checkpoint's training)")
     machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
                          help="memory: read once and held in main memory; disk: each batch is read when it is needed; "
@@ -278,6 +279,8 @@ def select_device(args):
     elif args.precision == "tf32":
         raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {made.device}; "
                         "choose fp32 or bf16")
+    # Initial weights and dropout are drawn in this type, too.
+    torch.set_default_dtype(torch.float64 if args.precision == "fp64" else torch.float32)
     # Whether float32 products and LSTMs may round their factors to 10 bits; bf16 is left to `forward`.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     return made.device
@@ -295,7 +298,7 @@ def read_data(args, setting, splits, device):
     weak = setting == "weakly" and "train" in splits
     names = required_files(splits, weak, background_videos=weak and args.background_videos == "on")
     files = find_files(args.data_dir, names, given_files(args, setting))
-    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
     needed = visual_values(files, splits) * dtype.itemsize
     features, place = args.features, torch.device("cpu")
     if features == "auto":
@@ -322,13 +325,14 @@ def training_batches(args, dataset, device):
 # ------------------------------------------------------------------------------------------ evaluation
 
 def forward(network, batch, precision):
-    """The network's output for a batch; logits and similarity in float32, which losses and labels are computed from."""
+    """The network's output for a batch; logits and similarity, of which losses are computed, in the default dtype."""
     bf16 = precision == "bf16"
     audio = batch["audio"].bfloat16() if bf16 else batch["audio"]      # some CPUs' LSTM fails to convert it itself
     with torch.autocast(audio.device.type, torch.bfloat16, enabled=bf16):
         output = network(audio, batch["visual"])
-    similarity = None if output.similarity is None else output.similarity.float()
-    return output._replace(logits=output.logits.float(), similarity=similarity)
+    dtype = torch.get_default_dtype()
+    similarity = None if output.similarity is None else output.similarity.to(dtype)
+    return output._replace(logits=output.logits.to(dtype), similarity=similarity)
 
 
 @torch.inference_mode()
@@ -414,7 +418,7 @@ def trained_precision(checkpoint, device_name):
     """The precision that a checkpoint was trained in, fp32 where that is not known or the device does not have it."""
     settings = checkpoint.get("settings")
     precision = settings.get("precision") if isinstance(settings, dict) else None
-    return precision if precision == "bf16" or (precision == "tf32" and device_name.startswith("cuda")) else "fp32"
+    return precision if precision in ("bf16", "fp64") or (precision == "tf32" and device_name.startswith("cuda")) else "fp32"
 
 
 # -------------------------------------------------------------------------------------------- several seeds

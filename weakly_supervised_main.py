@@ -51,7 +51,7 @@ def train(args, data, device):
                 if args.model_name == "AVEL":
                     loss = avel_weakly_supervised_loss(output, batch["video_label"])
                 elif args.weak_labels == "tag":
-                    category = one_hot(batch["video_label"], data["train"].sizes.num_classes).float()
+                    category = one_hot(batch["video_label"], data["train"].sizes.num_classes).to(batch["label_share"])
                     loss = weakly_supervised_loss(output, category)
                 else:
                     loss = weakly_supervised_loss(output, batch["label_share"])

@@ -120,7 +120,7 @@ def _of_state(state):
 
 
 def rebuild(checkpoint, path, sizes=None, threshold=None):
-    """The network of a checkpoint, on the CPU.
+    """The network of a checkpoint, on the CPU and in the default dtype.
 
     sizes: those of the data that it is meant for; threshold: the pruning threshold, if not the checkpoint's own.
     Raises UserError where the checkpoint's parts do not fit each other, or not these sizes.
@@ -131,14 +131,11 @@ def rebuild(checkpoint, path, sizes=None, threshold=None):
             raise UserError(f"{path}: is a checkpoint of AVEL, which has no --threshold")
         config["threshold"] = threshold
     try:
-        with torch.device("meta"):      # shapes only: the tensors are the checkpoint's own
-            network = build_network(checkpoint["model_name"], config)
+        network = build_network(checkpoint["model_name"], config)
         for name, needed in (network_sizes(sizes) if sizes else {}).items():
             if needed is not None and config[name] != needed and config[name] != list(np.ravel(needed)):
                 raise UserError(f"{path}: was trained with {name} {config[name]}, but the data has {needed}")
-        if any(weight.dtype != torch.float32 for weight in weights.values()):
-            raise ValueError("its weights are not float32")
-        network.load_state_dict(weights, strict=True, assign=True)
+        network.load_state_dict(weights, strict=True)
     except WRONG_CONTENT as error:
         raise UserError(f"{path}: does not hold the network that it says it holds ({one_line(error)})") from error
     for name, weight in weights.items():

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-# Read when torch is imported: MKL's AVX-512 products round unlike those that golden/twin.json was computed with.
-os.environ["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
+# Read when torch is imported. Tests in this process would otherwise use a GPU.
+if os.environ.get("TEST_DEVICE") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")      # several tests at once: each on one core
 
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-os.environ["OMP_NUM_THREADS"] = "1"      # several tests at once: each on one core
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -64,7 +64,7 @@ class Script:
         return [sys.executable, str(ROOT / name), *map(str, options)]
 
     def environment(self):
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        return dict(os.environ)
 
     def __call__(self, name, *options, code=0, cwd=None):
         done = subprocess.run(self.command(name, *options), capture_output=True, text=True, cwd=cwd,
@@ -72,6 +72,13 @@ class Script:
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         return done
+
+
+@pytest.fixture(autouse=True)
+def float32_again():
+    """A run with --precision fp64 in this process changes PyTorch's default dtype."""
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Results depend neither on where features lie, nor on the number of processes; and little on the precision."""
 import json
-import os
 import subprocess
 import sys
 
@@ -92,6 +91,32 @@ def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(main_in_process, tiny
     assert code == 0 and f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out
 
 
+def test_fp64_trains_in_float64_and_nothing_of_it_is_left_for_the_next_run(main_in_process, tiny_folder, tmp_path):
+    logs = {}
+    for number, precision in enumerate(("fp64", "fp32", "fp64")):
+        output = tmp_path / f"{number}"
+        assert main_in_process(MAIN["fully"], *RUN, "--data_dir", tiny_folder, "--output_dir", output,
+                               "--features", ["memory", "memory", "disk"][number], "--precision", precision)[0] == 0
+        logs[number] = (output / "PSP_fully.jsonl").read_text().splitlines()
+        weights = torch.load(output / "PSP_fully.pt", weights_only=True)["weights"]
+        assert {weight.dtype for weight in weights.values()} == {
+            {"fp64": torch.float64, "fp32": torch.float32}[precision]}
+    assert logs[0][1:] == logs[2][1:] != logs[1][1:]
+    headers = [json.loads(logs[number][0])["run"]["data"] for number in range(3)]
+    assert headers[0] == headers[1] == headers[2]      # the digest of the data, too
+
+
+@pytest.mark.parametrize("trained, evaluated", [("fp64", "fp32"), ("fp32", "fp64"), ("fp64", "fp64")])
+def test_a_checkpoint_of_either_dtype_is_evaluated_in_either(main_in_process, tiny_folder, tmp_path, trained,
+                                                             evaluated):
+    assert main_in_process(MAIN["weakly"], *RUN, "--data_dir", tiny_folder, "--output_dir", tmp_path,
+                           "--precision", trained)[0] == 0
+    best = epochs_of(tmp_path, "weakly")[-1]["result"]["best_validation"]
+    code, out, error = main_in_process(MAIN["weakly"], "--trained_model_path", tmp_path / "PSP_weakly.pt",
+                                       "--data_dir", tiny_folder, "--precision", evaluated)
+    assert code == 0 and f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out, error
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tf32_is_refused_on_a_cpu(main_in_process, tiny_folder):
     code, _, error = main_in_process(MAIN["fully"], *RUN, "--data_dir", tiny_folder, "--precision", "tf32")
@@ -102,8 +127,7 @@ def launch(script, processes, *options):
     """The script under PyTorch's launcher."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                str(ROOT / MAIN["fully" if "fully" in script else "weakly"]), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
