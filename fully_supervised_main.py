@@ -3,19 +3,20 @@
     python fully_supervised_main.py --model_name PSP --threshold=0.099 --train
     python fully_supervised_main.py --model_name PSP --trained_model_path ./model/PSP_fully.pt
 """
+from functools import partial
+
 import torch
 
 import utils
-from model.avel import avel_fully_supervised_loss, avel_milestones
-from model.checkpoint import build_network
-from model.processes import train_together
-from model.released_init import draw_released_weights
+from dataset import TrainingBatches, shuffled
+from model.checkpoint import save_checkpoint
+from model.released_training import StaleTargets, draw_released_weights, released_order
 from model.run import Run
-from psp_model import fully_supervised_loss
+from psp_model import PSPNetwork, avps_target, fully_supervised_loss
 
 
 def options():
-    parser = utils.main_options(__doc__, "fully")
+    parser = utils.psp_options(__doc__, "fully")
     parser.training.add_argument("--LAMBDA", type=utils.bounded(float, 0), default=100,
                                  help="weight of the audio-visual pair similarity loss L_avps (default: %(default)s)")
     return utils.parse_options(parser)
@@ -24,54 +25,62 @@ def options():
 def train(args, data, device):
     """Trains on data["train"] and keeps the checkpoint of the best validation accuracy; returns the run's results."""
     utils.set_seed(args.seed)
-    batches = utils.training_batches(args, data["train"], device)
+    quirks, (rank, world_size) = args.released_quirks, utils.process()
 
-    config = utils.network_config(args, "fully", data["train"].sizes)
-    network = build_network(args.model_name, config)
-    if "initial_weights" in args.released_quirks:
+    order = released_order if "released_order" in quirks else shuffled
+    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, order, rank, world_size)
+    background = data["train"].sizes.background
+    target_of = StaleTargets(background) if "stale_avps" in quirks else partial(avps_target, background=background)
+
+    arguments = utils.network_arguments(args, "fully", data["train"].sizes)
+    network = PSPNetwork(**arguments)
+    if "initial_weights" in quirks:
         draw_released_weights(network, "fully", args.seed)
     network.to(device)
+    model = utils.prepare(network, args.precision)      # the same network as the run computes it
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    decay = dict(milestones=[60, 120], gamma=0.8)
-    if args.model_name == "AVEL":
-        decay = dict(milestones=avel_milestones(len(batches), args.nb_epoch), gamma=0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
-    train_together(network, optimizer)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[60, 120], gamma=0.8)
 
-    with Run(args, "fully", config, network, optimizer, schedule, data, steps=len(batches)) as run:
-        for epoch in run.epochs():                  # from 0, or from where a stopped run goes on
-            network.train()
-            for batch in batches.epoch(epoch):      # drawn anew each epoch, on the device
-                output = utils.forward(network, batch, args.precision)
-                if args.model_name == "AVEL":
-                    loss = avel_fully_supervised_loss(output, batch["labels"])
-                else:
-                    loss = fully_supervised_loss(output, batch["labels"], args.LAMBDA, batch.get("avps_target"))
+    header = utils.run_header(args, "fully", arguments, data, device)
+    with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
+        if "stale_avps" in quirks:
+            target_of.pass_over(batches, run.start)
+        for epoch in range(run.start, args.nb_epoch):               # from 0, or from where a stopped run continues
+            model.train()
+            for batch in batches.epoch(epoch):
+                output = model(batch["audio"], batch["visual"])
+                loss = fully_supervised_loss(output, batch["labels"], target_of(batch["labels"]), args.LAMBDA)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.add(loss)
-            run.end_steps()                         # a loss that is not finite ends the run here
-
-            if run.is_check(epoch):
-                val = utils.predict(network, data["val"], args.batch_size, args.precision)
-                test = utils.predict(network, data["test"], args.batch_size, args.precision)
-                run.keep_best(val, test, score=val.accuracy, name="accuracy")
+            record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
             schedule.step()
-            run.end_epoch()
+
+            check = epoch > 0 and epoch % args.check_epoch == 0
+            if (check or epoch == args.nb_epoch - 1) and rank == 0:
+                val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
+                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
+                score = val.accuracy                                # chooses the checkpoint
+                if check or run.checks == 0:                        # the last epoch may not be a check
+                    run.add_check(record, test)
+                    if score > run.best_score:
+                        run.set_best(score, record, test)
+                        save_checkpoint(run.checkpoint_path, network, header, record)
+            run.end_epoch(record)
         return run.report()
 
 
 def main():
     args = options()
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, "fully")
+        utils.evaluate_checkpoint(args, "fully", PSPNetwork)
         return
-    device = utils.select_device(args)
+    device = utils.select_device(args.device, args.precision)
     data = utils.read_data(args, "fully", ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
-    utils.report_runs(args, results, data["test"])
+    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, "fully")]
+    utils.report_runs(args, "fully", results, data["test"])
 
 
 if __name__ == "__main__":

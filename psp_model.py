@@ -2,38 +2,25 @@
 
 Read from top to bottom this file follows the paper's method section:
 
-1. `AudioGuidedVisualAttention`   where in the picture is what one hears?
+1. `AudioGuidedVisualAttention`   which regions of the picture fit the sound?
 2. `PositiveSamplePropagation`    which segments of the other modality support this one?
-3. `PSPNetwork`                   both, between Bi-LSTMs and a classifier
-4. the losses                     segment labels (fully) or video labels (weakly supervised)
+3. `PSPNetwork`                   the whole network: AVGA, Bi-LSTMs, PSP, classifier
+4. the losses                     for segment labels (fully) or video labels (weakly supervised)
 
 Letters used for shapes, here and everywhere:
 
     B videos    T segments of one second    h x w = R regions of the visual feature map
     Da audio feature width    Dv visual feature width    d = 256 width inside PSP
-    C classes: the event categories and, as the last one, background
+    C classes: the event categories, background last
 """
-from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-EPSILON = 1e-8              # keeps a sum that is divided by away from zero
-CACHED_VALUES = 2 ** 21     # of H_v that a CPU computes at once
-
-
-def few_videos_at_a_time(forward):
-    """On a CPU, computes AVGA in small groups of videos: H_v is too large for its cache."""
-    @wraps(forward)
-    def in_parts(self, audio, visual):
-        if visual.device.type != "cpu":
-            return forward(self, audio, visual)
-        videos = max(1, CACHED_VALUES // (visual[0, ..., 0].numel() * self.U_v.out_features))
-        parts = [forward(self, a, V) for a, V in zip(audio.split(videos), visual.split(videos))]
-        return tuple(torch.cat(part) for part in zip(*parts))
-    return in_parts
+EPSILON = 1e-8              # avoids division by zero
+CACHED_VALUES = 2 ** 21     # values of H_v that a CPU computes at once, so that they stay in its cache
 
 
 class AudioGuidedVisualAttention(nn.Module):
@@ -54,8 +41,7 @@ class AudioGuidedVisualAttention(nn.Module):
         self.W_g = nn.Linear(hidden_dim, num_regions, bias=False)
         self.w_h = nn.Linear(num_regions, 1, bias=False)
 
-    @few_videos_at_a_time
-    def forward(self, audio, visual):
+    def attend(self, audio, visual):
         """audio [B, T, Da], visual [B, T, R, Dv] -> attended visual [B, T, Dv], alpha [B, T, R]."""
         H_v = F.relu(self.U_v(visual.flatten(0, 2)), inplace=True)          # [B T R, hidden]
         H_a = F.relu(self.U_a(audio))                                       # [B, T, hidden]
@@ -67,13 +53,21 @@ class AudioGuidedVisualAttention(nn.Module):
         attended = (alpha.unsqueeze(-2) @ visual).squeeze(-2)               # [B, T, Dv]
         return attended, alpha
 
+    def forward(self, audio, visual):
+        """As `attend`; on a CPU a few videos at a time, since H_v of a whole batch does not fit into its cache."""
+        if visual.device.type != "cpu":
+            return self.attend(audio, visual)
+        videos = max(1, CACHED_VALUES // (visual[0, ..., 0].numel() * self.U_v.out_features))
+        parts = [self.attend(a, V) for a, V in zip(audio.split(videos), visual.split(videos))]
+        return tuple(torch.cat(part) for part in zip(*parts))
+
 
 class Propagation(NamedTuple):
-    """What `PositiveSamplePropagation` computes. Rows of *_va are visual, columns audio segments; reversed in *_av."""
+    """What `PositiveSamplePropagation` computes. *_va: rows are visual, columns audio segments; *_av: reversed."""
     visual: torch.Tensor      # [B, T, d] v' after the LayerNorm
     audio: torch.Tensor       # [B, T, d] a' after the LayerNorm
     fusion: torch.Tensor      # [B, T, d] their mean
-    beta_va: torch.Tensor     # [B, T, T] pair similarities before pruning, each row divided by its sum
+    beta_va: torch.Tensor     # [B, T, T] similarities of all pairs before pruning, each row divided by its sum
     beta_av: torch.Tensor     # [B, T, T]
     gamma_va: torch.Tensor    # [B, T, T] after pruning: the weights that propagate audio into v
     gamma_av: torch.Tensor    # [B, T, T] the weights that propagate visual into a
@@ -83,12 +77,12 @@ class PositiveSamplePropagation(nn.Module):
     """PSP: every segment gathers the segments of the other modality that are similar enough to it.
 
     1. all pairs:    beta_va = relu(v2 a1^T / sqrt(d)), beta_av = beta_va^T, then each row divided by its sum
-    2. pruning:      gamma = beta where beta > threshold, else 0
+    2. pruning:      gamma = beta if beta > threshold, else 0
     3. aggregation:  v' = v + gamma_va a2, a' = a + gamma_av v1, then a LayerNorm
 
-    v1, v2 (and a1, a2) are a linear layer, a ReLU and dropout of v (of a).
-    `renormalise`: the rows of gamma are divided by their sum once more.
-    `output_layers`: v' and a' pass one such layer each before the LayerNorm.
+    v1, v2, a1, a2: projections of v and a, each a linear layer, a ReLU and dropout.
+    renormalise: divide the rows of gamma by their sum once more.
+    output_layers: one more such projection of v' and of a' before the LayerNorm.
     The published fully supervised network has both, the weakly supervised one neither.
     """
 
@@ -100,50 +94,55 @@ class PositiveSamplePropagation(nn.Module):
         def projection():
             return nn.Sequential(nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Dropout(dropout))
 
-        self.v1, self.v2 = projection(), projection()
-        self.a1, self.a2 = projection(), projection()
-        self.v_out = projection() if output_layers else nn.Identity()
-        self.a_out = projection() if output_layers else nn.Identity()
-        self.layer_norm = nn.LayerNorm(dim, eps=1e-6)  # one for both modalities
+        self.visual_value = projection()                                    # v1
+        self.visual_query = projection()                                    # v2
+        self.audio_key = projection()                                       # a1
+        self.audio_value = projection()                                     # a2
+        self.visual_out = projection() if output_layers else nn.Identity()
+        self.audio_out = projection() if output_layers else nn.Identity()
+        self.layer_norm = nn.LayerNorm(dim, eps=1e-6)                       # one for both modalities
 
     def prune(self, beta):
-        """[B, T, T] -> gamma [B, T, T]: similarities that are not above the threshold become 0."""
+        """beta [B, T, T] -> gamma [B, T, T]: similarities not above the threshold become 0."""
         gamma = beta * (beta > self.threshold)
         return rows_sum_to_one(gamma) if self.renormalise else gamma
 
     def forward(self, visual, audio):
         """visual v, audio a: [B, T, d] each -> `Propagation`."""
-        visual_value, visual_query = self.v1(visual), self.v2(visual)       # v1, v2 [B, T, d]
-        audio_key, audio_value = self.a1(audio), self.a2(audio)             # a1, a2 [B, T, d]
+        v1, v2 = self.visual_value(visual), self.visual_query(visual)       # [B, T, d]
+        a1, a2 = self.audio_key(audio), self.audio_value(audio)             # [B, T, d]
 
-        # The division by sqrt(d) is the paper's; but for EPSILON it cancels in the rows' sums.
-        beta = F.relu(visual_query @ audio_key.transpose(1, 2) / visual.shape[-1] ** 0.5)       # [B, T, T]
+        # The paper divides by sqrt(d); the division by the rows' sums cancels it, but for EPSILON.
+        beta = F.relu(v2 @ a1.transpose(1, 2) / visual.shape[-1] ** 0.5)                        # [B, T, T]
         beta_va, beta_av = rows_sum_to_one(beta), rows_sum_to_one(beta.transpose(1, 2))
 
         gamma_va, gamma_av = self.prune(beta_va), self.prune(beta_av)
 
-        visual = self.layer_norm(self.v_out(visual + gamma_va @ audio_value))                   # v'
-        audio = self.layer_norm(self.a_out(audio + gamma_av @ visual_value))                    # a'
+        visual = self.layer_norm(self.visual_out(visual + gamma_va @ a2))                       # v' [B, T, d]
+        audio = self.layer_norm(self.audio_out(audio + gamma_av @ v1))                          # a' [B, T, d]
         return Propagation(visual, audio, (visual + audio) / 2, beta_va, beta_av, gamma_va, gamma_av)
 
 
 def rows_sum_to_one(matrix):
-    """Each row divided by its sum; a row of zeros stays as it is."""
+    """Divides each row by its sum; a row of zeros stays as it is."""
     return matrix / (matrix.sum(dim=-1, keepdim=True) + EPSILON)
 
 
 class Output(NamedTuple):
-    """What a network returns: logits and similarity enter the losses, attention and psp are there to be looked at."""
-    logits: torch.Tensor                 # [B, T, C] the label of a segment is their arg-max
+    """What a network returns: the losses use logits and similarity; attention and psp are for inspection."""
+    logits: torch.Tensor                 # [B, T, C] their arg-max is the label of a segment
     attention: torch.Tensor              # [B, T, h, w] alpha of AVGA, sums to one over h x w
     similarity: torch.Tensor = None      # [B, T] cosine of v' and a', in -1..1
     psp: Propagation = None
 
 
-# Where the two published networks differ: options of PSPNetwork, and tau.
+# The two published networks: arguments of PSPNetwork, and tau.
 FULLY_SUPERVISED = dict(input_layers=True, renormalise=True, output_layers=True, weighting=False)
 WEAKLY_SUPERVISED = dict(input_layers=False, renormalise=False, output_layers=False, weighting=True)
 PAPER_THRESHOLD = {"fully": 0.099, "weakly": 0.095}
+
+ATTENTIONS = ("audio-guided", "mean")          # choices of PSPNetwork's arguments of these names, the paper's first
+MODALITIES = ("both", "audio", "visual")
 
 
 class PSPNetwork(nn.Module):
@@ -153,28 +152,39 @@ class PSPNetwork(nn.Module):
         PSPNetwork(128, 512, (7, 7), 29, threshold=0.095, **WEAKLY_SUPERVISED)
 
     audio_dim, visual_dim, map_size, num_classes: Da, Dv, (h, w) and C of the data.
-    threshold: pruning threshold tau of PSP, on rows that sum to one; what is not above it is pruned.
-    input_layers: two linear maps before AVGA's audio and after its visual output
-        (False: the audio features as they are, one linear map with bias for the visual ones).
+    threshold: pruning threshold tau, for rows that sum to one; values not above it become 0.
+    input_layers: two linear maps of the audio features and two of the attended visual ones
+        (False: audio features as they are, one linear map with bias for the visual ones).
     renormalise, output_layers, dropout: see `PositiveSamplePropagation`.
-    weighting: a branch that multiplies each segment's scores by one number, sigmoid(relu(.)), so in 0.5..1.
+    weighting: multiply the scores of each segment by one number, sigmoid(relu(.)), in 0.5..1.
+    attention: 'mean' weighs all regions alike. modality: 'audio' or 'visual' replaces the other one by zeros.
     """
 
     def __init__(self, audio_dim, visual_dim, map_size, num_classes, *, threshold,
-                 input_layers, renormalise, output_layers, weighting, dropout=0.1):
+                 input_layers, renormalise, output_layers, weighting, dropout=0.1,
+                 attention="audio-guided", modality="both"):
         super().__init__()
-        lstm_dim = 128            # of each direction; also what the features are mapped to
+        lstm_dim = 128            # of each direction; also the width that features are mapped to
         dim = 2 * lstm_dim        # d
         num_regions = map_size[0] * map_size[1]
 
         def input_map(width):     # no nonlinearity between the two, as released
             return nn.Sequential(nn.Linear(width, 256, bias=False), nn.Linear(256, lstm_dim, bias=False))
 
-        self.audio_in = input_map(audio_dim) if input_layers else nn.Identity()
-        self.visual_in = input_map(visual_dim) if input_layers else nn.Linear(visual_dim, lstm_dim)
         mapped_audio_dim = lstm_dim if input_layers else audio_dim
+        if modality == "visual":
+            self.audio_in = Zeros(mapped_audio_dim)
+        else:
+            self.audio_in = input_map(audio_dim) if input_layers else nn.Identity()
+        if modality == "audio":
+            self.visual_in = Zeros(lstm_dim)
+        else:
+            self.visual_in = input_map(visual_dim) if input_layers else nn.Linear(visual_dim, lstm_dim)
+        if attention == "mean" or modality == "audio":
+            self.attention = MeanOverRegions()
+        else:
+            self.attention = AudioGuidedVisualAttention(mapped_audio_dim, visual_dim, num_regions)
 
-        self.attention = AudioGuidedVisualAttention(mapped_audio_dim, visual_dim, num_regions)
         self.lstm_audio = nn.LSTM(mapped_audio_dim, lstm_dim, batch_first=True, bidirectional=True)
         self.lstm_visual = nn.LSTM(lstm_dim, lstm_dim, batch_first=True, bidirectional=True)
         self.psp = PositiveSamplePropagation(dim, threshold, renormalise, output_layers, dropout)
@@ -202,8 +212,28 @@ class PSPNetwork(nn.Module):
         return Output(logits, alpha.unflatten(-1, map_size), similarity, psp)
 
 
+class MeanOverRegions(nn.Module):
+    """Takes the place of AVGA: all regions have the same weight, whatever is heard."""
+
+    def forward(self, audio, visual):
+        """audio [B, T, Da], visual [B, T, R, Dv] -> mean [B, T, Dv], weights [B, T, R]."""
+        return visual.mean(dim=-2), visual.new_full(visual.shape[:-1], 1 / visual.shape[-2])
+
+
+class Zeros(nn.Module):
+    """Takes the place of the input map of a modality that is left out."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, features):
+        """features [B, T, ...] -> zeros [B, T, width]."""
+        return features.new_zeros(*features.shape[:2], self.width)
+
+
 def xavier_uniform(*modules):
-    """Draws the weights of all linear layers in these modules anew; biases stay as PyTorch gives them."""
+    """Draws new weights for all linear layers in these modules; biases keep PyTorch's initial values."""
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
@@ -212,12 +242,12 @@ def xavier_uniform(*modules):
 
 # ---------------------------------------------------------------------------------------------- losses
 
-def avps_target(labels, background, dtype=torch.float32):
+def avps_target(labels, background):
     """Target g of L_avps: 1/n on the n event segments of a video, 0 elsewhere (all 0 without an event).
 
-    labels [B, T] int, background: the index of that label -> [B, T] of dtype.
+    labels [B, T] int, background: the index of that label -> [B, T] of the default dtype.
     """
-    event = (labels != background).to(dtype)
+    event = labels != background
     return event / event.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -230,25 +260,20 @@ def avps_loss(similarity, target):
     return F.mse_loss(s, target)
 
 
-def fully_supervised_loss(output, labels, LAMBDA, target=None):
-    """Cross entropy over all segments + LAMBDA x L_avps; labels [B, T] int, background is the last class -> scalar.
+def fully_supervised_loss(output, labels, target, LAMBDA):
+    """Cross entropy of all segments + LAMBDA x L_avps -> scalar.
 
-    target [B, T]: of L_avps; by default `avps_target(labels)`.
+    labels [B, T] int, target [B, T]: of L_avps, see `avps_target`.
     """
-    background = output.logits.shape[-1] - 1
     cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), labels.flatten())
-    if target is None:
-        target = avps_target(labels, background, output.similarity.dtype)
     return cross_entropy + LAMBDA * avps_loss(output.similarity, target)
 
 
 def video_probability(logits):
-    """Weakly supervised video prediction: softmax over the classes of the mean over time; [B, T, C] -> [B, C]."""
+    """Weakly supervised video prediction: average the scores over time, then softmax; [B, T, C] -> [B, C]."""
     return F.softmax(logits.mean(dim=1), dim=-1)
 
 
-def weakly_supervised_loss(output, label_share):
-    """Binary cross entropy of the video prediction against the share of each label; label_share [B, C] -> scalar."""
-    probability = video_probability(output.logits)
-    # binary_cross_entropy refuses NaN, which is to reach the loss of a run that diverges.
-    return F.binary_cross_entropy(probability.nan_to_num(), label_share) + 0 * probability.sum()
+def weakly_supervised_loss(output, target):
+    """Binary cross entropy of the video prediction; target [B, C]: share of each label in the video -> scalar."""
+    return F.binary_cross_entropy(video_probability(output.logits), target)

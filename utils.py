@@ -1,60 +1,65 @@
-"""What both main scripts share: options, where to compute, evaluation, the report over seeds."""
+"""What both main scripts share: options, device and precision, evaluation, several seeds."""
 import argparse
 import errno
+import io
 import json
 import math
 import os
 import random
-import signal
+import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from data.annotations import names_and_ids
-from data.batches import TrainingBatches, read_ahead
-from data.files import UserError, keep_aside, one_line, write_atomically
-from data.memory import choose_place
-from data.progress import progress_bar
-from dataset import AVE_FILES, SPLITS, AVEDataset, find_files, has_labels, required_files, visual_values
-from model import processes
-from model.ablations import ATTENTIONS, MODALITIES, PROPAGATION_THRESHOLD
-from model.checkpoint import SETTINGS, load, network_sizes, rebuild
-from model.metrics import Predictions, bootstrap_interval
-from model.predictions import check_predictions_path, print_found_classes, print_scores, save_predictions
-from model.run import settings_of
-from psp_model import PAPER_THRESHOLD
+from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, UserError, background_note, class_names, find_files,
+                     has_labels, layout_note, names_and_ids, one_line, progress_bar, read_ahead, required_files, visual_values)
+from model.checkpoint import NETWORKS, load, rebuild, write_atomically
+from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
+from model.released_training import QUIRKS
+from model.run import back_up, process, versions
+from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD
+
+PAPER_SEGMENTS = 10      # that the paper's threshold was chosen for
 
 
 # ------------------------------------------------------------------------------------------- a script's run
 
 @contextmanager
 def one_line_errors():
-    """Around a script's main: a user's error ends in one line and exit code 2.
+    """Around a script's main: what a user can mend in the shell ends in one line and exit code 2.
 
-    SIGTERM ends the script as Ctrl-C does, with what is open closed in order.
+    Joins the other processes if torchrun started the script; only the first one prints.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")      # names that the terminal cannot show end no run
-    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with processes.joined():
+        if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+            torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
+        with redirect_stdout(sys.stdout if process()[0] == 0 else io.StringIO()):
             yield
     except UserError as error:
         _end(str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        _end(f"not enough memory ({one_line(error)}); try a smaller --batch_size, or smaller sizes")
+        _end(f"not enough memory ({one_line(error)}); {MORE_MEMORY}")
+    except RuntimeError as error:
+        if not re.search(r"can't allocate memory|could not (create|execute) a primitive", str(error)):
+            raise
+        _end(f"not enough memory ({one_line(error)}); {MORE_MEMORY}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "; free some space and try again (training: with --resume)" if error.errno == errno.ENOSPC else ""
-        _end(f"{where}{error.strerror or error}{hint}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _end(f"{where}{error.strerror or one_line(error)}"
+             + ("; free some space and try again (training: with --resume)" if full else ""))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)      # a second one would disturb the end
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(130)
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+MORE_MEMORY = "try --features disk, or a smaller --batch_size"
 
 
 def _end(message):
@@ -65,13 +70,17 @@ def _end(message):
 # --------------------------------------------------------------------------------------------- options
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse with one-line errors, whole option names only, and the docstring as it stands in --help."""
+    """argparse with one-line errors, whole option names only, and the docstring as it is in --help."""
 
     def __init__(self, description):
         super().__init__(description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
+        option = message.removeprefix("argument ").partition(":")[0]
+        if message.endswith("expected one argument"):      # argparse takes a value with a dash for an option
+            for value in [after for before, after in zip(sys.argv, sys.argv[1:]) if before == option][-1:]:
+                message += f"; if {value} is a name, write {option}={value} or ./{value}"
         _end(f"{message} (see --help)")
 
 
@@ -89,25 +98,15 @@ def bounded(kind, low, high=10**9):
     return parse
 
 
-_QUIRKS = {
-    "fixed_batches": "only the first batch of an epoch is drawn anew",
-    "initial_weights": "initial weights are drawn in the order of the authors' layers",
-}
-QUIRKS = {"fully": {"stale_avps": "targets of L_avps are never cleared", **_QUIRKS}, "weakly": _QUIRKS}
+def add_overwrite_option(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
 
 
-def quirks(setting):
-    """An argparse type: names of QUIRKS[setting], separated by commas; 'all': those of the released script."""
-    def parse(text):
-        if text == "all":
-            return ["initial_weights", {"fully": "stale_avps", "weakly": "fixed_batches"}[setting]]
-        names = sorted(set(filter(None, text.split(","))))
-        unknown = [name for name in names if name not in QUIRKS[setting]]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is an unknown quirk; {setting} supervised "
-                                             f"training has: {', '.join(QUIRKS[setting])}")
-        return names
-    return parse
+def refuse_to_overwrite(paths, overwrite):
+    """Raises UserError if one of the paths exists, unless overwrite is set."""
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"{', '.join(existing)}: exists already; choose another folder, or replace it with --overwrite")
 
 
 _FILES = {"dir_video": "visual", "dir_audio": "audio", **{f"dir_order_{split}": f"order_{split}" for split in SPLITS}}
@@ -118,172 +117,195 @@ FILE_OPTIONS = {      # of each setting: the name in dataset.AVE_FILES
 }
 
 
-def main_options(description, setting):
-    """The options that both main scripts have; the defaults are the paper's."""
+def main_options(description, model_name, setting=None):
+    """The options that all training scripts have; setting: whose files have an option each."""
     parser = OptionParser(description)
     task = parser.add_argument_group("what to do (one of the two)")
-    task.add_argument("--train", action="store_true", help="train, and score validation and test at intervals")
+    task.add_argument("--train", action="store_true", help="train, and evaluate on validation and test at intervals")
     task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
-
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_name", choices=["PSP", "AVEL"],
-                       help="AVEL is the baseline of Tian et al., ECCV 2018 (default: PSP; in evaluation, the "
-                            "checkpoint's own)")
-    model.add_argument("--threshold", type=bounded(float, 0, 1), metavar="TAU",
-                       help="similarities of PSP that are not above it are pruned, in 0..1 "
-                            f"(default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the checkpoint's own)")
-
-    parser.ablations = parser.add_argument_group("ablations", "Parts of PSP to leave out in training. "
-                                                              "The checkpoint records them.")
-    parser.ablations.add_argument("--attention", choices=ATTENTIONS, default="audio-guided",
-                                  help="mean: all regions have the same weight (default: %(default)s)")
-    parser.ablations.add_argument("--propagation", choices=["psp", *PROPAGATION_THRESHOLD], default="psp",
-                                  help="all-pairs: nothing is pruned, as with --threshold 0; none: nothing is "
-                                       "propagated, as with --threshold 1 (default: %(default)s)")
-    parser.ablations.add_argument("--modality", choices=MODALITIES, default="both",
-                                  help="audio, visual: the other one is silenced (default: %(default)s)")
-    for option, name, what in (
-            ("--second_normalisation", "renormalise", "divide the pruned similarities by their sum"),
-            ("--weighting", "weighting", "the branch that weights the segments")):
-        parser.ablations.add_argument(option, choices=["on", "off"], default="on" if SETTINGS[setting][name] else "off",
-                                      help=f"{what} (default: %(default)s)")
 
     parser.training = parser.add_argument_group("training")
     add = parser.training.add_argument
     add("--nb_epoch", type=bounded(int, 1), default=300, metavar="N", help="epochs (default: %(default)s)")
-    add("--batch_size", type=bounded(int, 1), metavar="N",
-        help="videos in a batch (default: 128; AVEL: 64, as published)")
-    add("--batches", choices=["shuffled", "in-order", "released"],
-        help="shuffled: drawn anew each epoch; in-order: always as the order file has them; released: drawn as the "
-             "released fully supervised code does (default: shuffled; AVEL: in-order, as published; with the quirk "
-             "stale_avps: released)")
+    add("--batch_size", type=bounded(int, 1), default=128, metavar="N",
+        help="videos in a batch (default: %(default)s)")
     add("--lr", type=bounded(float, 0), default=1e-3, help="learning rate of Adam (default: %(default)s)")
     add("--check_epoch", type=bounded(int, 1), default=5, metavar="N",
-        help="score validation and test every N epochs (default: %(default)s)")
+        help="evaluate on validation and test every N epochs (default: %(default)s)")
     add("--save_epoch", type=bounded(int, 1), default=5, metavar="N",
-        help="save the state for --resume every N epochs, and whenever a minute has passed (default: %(default)s)")
-    add("--released_quirks", type=quirks(setting), default=[], metavar="QUIRKS",
-        help="what the released code does differently from the paper, separated by commas: "
-             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items())
-             + "; all: as the released script of this setting trains (default: none)")
+        help="save the state for --resume every N epochs (default: %(default)s)")
     add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
         help="seed of Python, NumPy, torch and the order of the videos (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
         help="train with each of the seeds SEED .. SEED+N-1, into OUTPUT_DIR/seed<i>, and report mean, spread and "
              "interval (default: %(default)s)")
     add("--resume", action="store_true",
-        help="continue the run in --output_dir that was stopped or killed; same options otherwise")
+        help="continue the run in --output_dir that was stopped or killed; give the same options otherwise")
+    add("--log_steps", action="store_true", help="also log the loss of every step")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, default=Path("model"), metavar="DIR",
-                        help=f"for the checkpoint PSP_{setting}.pt, the log PSP_{setting}.jsonl and the state of the "
-                             "run; files of an earlier run are kept under a numbered name (default: %(default)s)")
+                        help=f"for the checkpoint {model_name}_{setting or 'fully'}.pt, the log .jsonl and the state; "
+                             "files of an earlier run are kept under a number (default: %(default)s)")
     output.add_argument("--save_predictions", type=Path, metavar="FILE",
-                        help="evaluation: write label and probability of each segment as JSON")
+                        help="in evaluation, write label and probability of each segment as JSON")
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     machine.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"],
-                         help="precision of matrix products; bf16 also halves the memory of the features; fp64: "
-                              "all of it in float64, for comparisons that rounding must not decide; twice the memory "
-                              "(default: fp32; in evaluation, that of the checkpoint's training)")
+                         help="fp32; tf32 or bf16: faster matrix products of lower precision, bf16 with half the "
+                              "memory for the features; fp64: all in float64, for comparisons that rounding must not decide, "
+                              "with twice the memory (default: fp32; in evaluation, the checkpoint's)")
     machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
-                         help="memory: read once and held in main memory; disk: each batch is read when it is needed; "
-                              "auto: held on the GPU if they fit, else in main memory if they fit, else disk "
-                              "(default: %(default)s)")
+                         help="memory: read once and held in main memory; disk: read batch by batch; auto: held on the "
+                              "GPU if they fit, else in main memory if they fit, else disk (default: %(default)s)")
 
-    parser.data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name; "
-                                                    "its own option overrides that.")
+    parser.data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name, "
+                                                    "unless its own option names it.")
     parser.data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                              help="(default: %(default)s)")
     parser.data.add_argument("--annotations", type=Path, metavar="FILE",
                              help="names of videos and categories (default: DATA_DIR/Annotations.txt, if it exists)")
-    for option, name in FILE_OPTIONS[setting].items():
+    for option, name in FILE_OPTIONS.get(setting, {}).items():
         file = AVE_FILES[name]
         parser.data.add_argument(f"--{option}", type=Path, metavar="FILE",
                                  help=f"{file.content} (default: DATA_DIR/{file.names[0]})")
     return parser
 
 
-def given_files(args, setting):
-    """Paths that the options give, by their names in `dataset.AVE_FILES`; None where an option is not given."""
-    return {name: getattr(args, option) for option, name in FILE_OPTIONS[setting].items()}
+def psp_options(description, setting):
+    """The options that both PSP scripts have; the defaults are the paper's."""
+    parser = main_options(description, "PSP", setting)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
+    model.add_argument("--threshold", type=bounded(float, 0, 1), metavar="TAU",
+                       help="pruning threshold: similarities that are not above it become 0; 0 prunes nothing, 1 "
+                            f"everything (default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the "
+                            "checkpoint's)")
+    parser.ablations = parser.add_argument_group("ablations", "Parts of PSP to leave out in training. "
+                                                              "The checkpoint records them.")
+    add = parser.ablations.add_argument
+    add("--attention", choices=ATTENTIONS, default=ATTENTIONS[0],
+        help="mean: all regions have the same weight (default: %(default)s)")
+    add("--modality", choices=MODALITIES, default=MODALITIES[0],
+        help="audio, visual: without the other one (default: %(default)s)")
+    for option, name, what in (("--second_normalisation", "renormalise", "divide the pruned similarities by their sum"),
+                               ("--weighting", "weighting", "the branch that weights the segments")):
+        add(option, choices=["on", "off"], default="on" if NETWORKS[setting][name] else "off",
+            help=f"{what} (default: %(default)s)")
+    parser.training.add_argument(
+        "--released_quirks", type=quirks(setting), default=[], metavar="QUIRKS",
+        help="train as the released code does where it differs from the paper, names separated by commas: "
+             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items())
+             + "; all: as the released script (default: none)")
+    return parser
+
+
+def quirks(setting):
+    """An argparse type: names of QUIRKS[setting], separated by commas, or 'all'."""
+    def parse(text):
+        names = list(QUIRKS[setting]) if text == "all" else sorted(set(filter(None, text.split(","))))
+        unknown = [name for name in names if name not in QUIRKS[setting]]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is unknown; {setting} supervised training has: "
+                                             f"{', '.join(QUIRKS[setting])}, all")
+        return sorted(names)
+    return parse
+
+
+ONLY_IN_TRAINING = ("attention", "modality", "second_normalisation", "weighting", "LAMBDA", "released_quirks",
+                    "weak_labels", "background_videos")
 
 
 def parse_options(parser):
-    """The options, with defaults that depend on others filled in; ends where they do not go together."""
+    """The options; ends with one line if they do not go together."""
     args = parser.parse_args()
     if args.train == (args.trained_model_path is not None):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
     if args.resume and not args.train:
-        parser.error("--resume goes with --train")
+        parser.error("--resume needs --train")
     if args.seed + args.runs > 2**32:
         parser.error("--seed and --runs go beyond the largest seed, 2^32 - 1")
     if args.save_predictions and args.train:
-        parser.error("--save_predictions goes with --trained_model_path: evaluate the checkpoint of the run")
-    of_psp = ["attention", "propagation", "modality", "second_normalisation", "weighting", "weak_labels", "LAMBDA"]
-    changed = [name for name in [*of_psp, "background_videos"] if getattr(args, name, None) != parser.get_default(name)]
+        parser.error("--save_predictions needs --trained_model_path: evaluate the checkpoint of the run")
+    changed = [name for name in ONLY_IN_TRAINING if getattr(args, name, None) != parser.get_default(name)]
     if changed and not args.train:
-        parser.error(f"--{changed[0]} goes with --train; a checkpoint knows how its network was built")
-    avel = args.model_name == "AVEL"
-    quirks_of_psp = {"stale_avps", "initial_weights"} & set(args.released_quirks)
-    if avel and ({*of_psp} & {*changed} or quirks_of_psp or args.threshold is not None):
-        parser.error("AVEL has no --threshold, no --LAMBDA, no ablations, and of the quirks only fixed_batches")
-    if "initial_weights" in args.released_quirks and {"attention", "modality", "weighting"} & {*changed}:
+        parser.error(f"--{changed[0]} needs --train; a checkpoint records how its network was built")
+    if {"attention", "modality", "weighting"} & {*changed} and "initial_weights" in args.released_quirks:
         parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
-    if args.propagation != "psp" and args.threshold is not None:
-        parser.error(f"--propagation {args.propagation} sets the threshold as well; give one of them")
-    if args.batches and "fixed_batches" in args.released_quirks:
-        parser.error("the quirk fixed_batches says which batches there are; leave out --batches")
-    if args.batches is None:
-        args.batches = ("fixed" if "fixed_batches" in args.released_quirks else "in-order" if avel else
-                        "released" if "stale_avps" in args.released_quirks else "shuffled")
-    args.batch_size = args.batch_size or (64 if avel else 128)
     if args.train:
-        args.model_name = args.model_name or "PSP"
         args.precision = args.precision or "fp32"
     return args
 
 
-def network_config(args, setting, sizes):
-    """The arguments of `build_network` that the options and the data ask for."""
-    if args.model_name == "AVEL":
-        return network_sizes(sizes)
+def network_sizes(sizes):
+    """The arguments of a network that the data decides."""
+    return dict(audio_dim=sizes.audio_dim, visual_dim=sizes.visual_dim, map_size=sizes.map_size,
+                num_classes=sizes.num_classes)
+
+
+def network_arguments(args, setting, sizes):
+    """The arguments of `PSPNetwork` that the options and the data ask for."""
     threshold = PAPER_THRESHOLD[setting] if args.threshold is None else args.threshold
-    changed = dict(renormalise=args.second_normalisation == "on", weighting=args.weighting == "on")
-    return dict(**network_sizes(sizes), threshold=PROPAGATION_THRESHOLD.get(args.propagation, threshold),
-                **{**SETTINGS[setting], **changed}, attention=args.attention, modality=args.modality)
+    changed = dict(renormalise=args.second_normalisation == "on", weighting=args.weighting == "on",
+                   attention=args.attention, modality=args.modality)
+    return {**network_sizes(sizes), "threshold": threshold, **NETWORKS[setting], **changed}
 
 
-def add_overwrite_option(parser):
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
+def run_header(args, setting, arguments, data, device):
+    """What `Run` writes about a run: network, options, data, versions. Paths are not among the options."""
+    elsewhere = {"train", "trained_model_path", "resume", "runs", "output_dir", "save_predictions", "log_steps",
+                 "annotations", "device", "features", "data_dir", "threshold", "save_epoch"}
+    sizes = data["train"].sizes
+    names, _ = names_and_ids(args.data_dir, args.annotations, sizes)
+    return {
+        "setting": setting,
+        "model_name": args.model_name,
+        "network": arguments,
+        "options": {name: value for name, value in sorted(vars(args).items())
+                    if name not in elsewhere and "dir_" not in name},
+        "class_names": names or class_names(num_classes=sizes.num_classes),
+        "data": {**sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
+                 **{f"digest_{split}": dataset.digest for split, dataset in data.items()},
+                 "random_weights": any(dataset.random_weights for dataset in data.values())},
+        "data_dir": str(args.data_dir),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": versions(),
+    }
 
 
-# ------------------------------------------------------------------------------------- device and data
+# ---------------------------------------------------------------------------------- device, precision and data
 
-def select_device(args):
-    """The torch device of --device, of this process if there are several, set to --precision.
+def select_device(name, precision="fp32"):
+    """The torch device of this name, set to the precision; under torchrun, cuda is this process's own GPU.
 
-    Raises UserError where this machine does not have the device, or the device not the precision.
+    Raises UserError if this machine does not have the device, or the device not the precision.
     """
-    name = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and processes.world_size() > 1 else args.device
+    if name == "cuda" and process()[1] > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        made = torch.zeros(1, device=name)
-        made.item()      # some devices hold no numbers
+        torch.zeros(1, device=name).item()
     except Exception as error:      # each backend has its own kind
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = one_line(str(error).partition("\n")[0])
         raise UserError(f"--device {name}: cannot be used here ({reason})") from error
-    if made.device.type == "cuda":
-        torch.cuda.set_device(made.device)
-    elif args.precision == "tf32":
-        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {made.device}; "
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif precision == "tf32":
+        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {device}; "
                         "choose fp32 or bf16")
-    # Initial weights and dropout are drawn in this type, too.
-    torch.set_default_dtype(torch.float64 if args.precision == "fp64" else torch.float32)
-    # Whether float32 products and LSTMs may round their factors to 10 bits; bf16 is left to `forward`.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
-    return made.device
+    if precision == "bf16" and device.type == "cpu" and not has_bf16(Path("/proc/cpuinfo")):
+        print("note: this processor does not multiply bfloat16 itself; --precision bf16 is much slower than fp32 here")
+    # Initial weights and dropout are drawn in the default dtype.
+    torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return device
+
+
+def has_bf16(cpuinfo):
+    """Whether a processor multiplies bfloat16 itself; True if its system does not say."""
+    return not cpuinfo.is_file() or bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text()))
 
 
 def set_seed(seed):
@@ -293,103 +315,158 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
+class InPrecision(nn.Module):
+    """Computes a network's forward pass in a precision; logits and similarity come out in the default dtype."""
+
+    def __init__(self, network, precision):
+        super().__init__()
+        self.network, self.bf16 = network, precision == "bf16"
+
+    def forward(self, audio, *others):
+        """The network's `Output` for these features."""
+        if self.bf16:
+            audio = audio.bfloat16()      # some CPUs' LSTM fails to convert it itself
+        with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.network(audio, *others)
+        dtype = torch.get_default_dtype()
+        similarity = None if output.similarity is None else output.similarity.to(dtype)
+        return output._replace(logits=output.logits.to(dtype), similarity=similarity)
+
+
+def prepare(network, precision):
+    """The network in the precision; under torchrun, its gradients are the mean over all processes."""
+    network = InPrecision(network, precision)
+    if process()[1] == 1:
+        return network
+    torch.manual_seed(torch.initial_seed() + process()[0])      # each process draws its own dropout
+    return nn.parallel.DistributedDataParallel(network)
+
+
 def read_data(args, setting, splits, device):
-    """{split: AVEDataset}, from the files that the options name; of the training split with what the setting needs."""
+    """{split: AVEDataset}, from the files that the options name; weak training adds its labels and videos."""
     weak = setting == "weakly" and "train" in splits
-    names = required_files(splits, weak, background_videos=weak and args.background_videos == "on")
-    files = find_files(args.data_dir, names, given_files(args, setting))
+    background_videos = weak and getattr(args, "background_videos", "on") == "on"
+    given = {name: getattr(args, option, None) for option, name in FILE_OPTIONS[setting].items()}
+    files = find_files(args.data_dir, required_files(splits, weak, background_videos), given)
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
-    needed = visual_values(files, splits) * dtype.itemsize
-    features, place = args.features, torch.device("cpu")
-    if features == "auto":
-        features, place = choose_place(needed, device)
-    where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
-    print(f"features: {needed / 1e9:.1f} GB, {where}")
-    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place)
-            for split in splits}
+    features, place = choose_place(args.features, visual_values(files, splits) * dtype.itemsize, device)
+    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place) for split in splits}
+    sizes = next(iter(data.values())).sizes
     for split, dataset in data.items():
-        if len(dataset) < processes.world_size():
-            raise UserError(f"the {split} split has {len(dataset)} videos, fewer than there are processes")
+        if dataset.without_features:
+            print(f"note: {dataset.without_features} of {len(dataset)} videos of {split or args.data_dir} have no "
+                  "features, only zeros, since their video files were missing")
+    notes = [layout_note(sizes)]
+    if sizes.num_classes:
+        notes.append(background_note(next(iter(data.values())).tensors["labels"], sizes))
+    for note in filter(None, notes):
+        print(f"note: {note}")
     if any(dataset.random_weights for dataset in data.values()):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; no result on them means "
               "anything", file=sys.stderr)
+    if sizes.num_segments != PAPER_SEGMENTS and args.model_name == "PSP":
+        paper = PAPER_THRESHOLD[setting]
+        scaled = paper * PAPER_SEGMENTS / sizes.num_segments
+        print(f"note: these videos have {sizes.num_segments} segments; the paper's threshold, {paper} for "
+              f"{PAPER_SEGMENTS} segments, corresponds to --threshold {scaled:.3g}")
     return data
 
 
-def training_batches(args, dataset, device):
-    """The batches that the options ask for, of this process if there are several."""
-    return TrainingBatches(dataset, args.batch_size, args.batches, args.seed, device,
-                           "stale_avps" in args.released_quirks, processes.rank(), processes.world_size())
+def choose_place(features, needed, device):
+    """('memory', device) or ('disk', cpu) for so many bytes of features; 'auto' takes the first that has room."""
+    place, total, available = torch.device("cpu"), *main_memory()
+    if features == "memory" and needed > total:
+        raise UserError(f"--features memory: the features need {needed / 1e9:.1f} GB, and this machine has "
+                        f"{total / 1e9:.1f} GB; use --features disk")
+    if features == "auto" and device.type == "cuda" and needed + 8e9 < torch.cuda.mem_get_info(device)[0]:
+        features, place = "memory", device      # 8 GB are left for a step
+    elif features == "auto":
+        features = "memory" if needed + 2e9 < available else "disk"
+    where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
+    print(f"features: {needed / 1e9:.1f} GB, {where}")
+    return features, place
+
+
+def main_memory():
+    """(bytes of main memory, bytes that are available); infinite if the system does not say."""
+    try:
+        found = dict(re.findall(r"(\w+): *(\d+) kB", Path("/proc/meminfo").read_text()))
+        return 1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"])
+    except (OSError, KeyError):      # not Linux
+        return math.inf, math.inf
 
 
 # ------------------------------------------------------------------------------------------ evaluation
 
-def forward(network, batch, precision):
-    """The network's output for a batch; logits and similarity, of which losses are computed, in the default dtype."""
-    bf16 = precision == "bf16"
-    audio = batch["audio"].bfloat16() if bf16 else batch["audio"]      # some CPUs' LSTM fails to convert it itself
-    with torch.autocast(audio.device.type, torch.bfloat16, enabled=bf16):
-        output = network(audio, batch["visual"])
-    dtype = torch.get_default_dtype()
-    similarity = None if output.similarity is None else output.similarity.to(dtype)
-    return output._replace(logits=output.logits.to(dtype), similarity=similarity)
-
-
 @torch.inference_mode()
-def predict(network, dataset, batch_size, precision="fp32", progress=None):
-    """`Predictions` for all videos of the dataset, the last short batch included.
+def predict(network, dataset, batch_size, progress=None):
+    """`Predictions` for all videos of the dataset, the last short batch included; network: as `prepare` returns it.
 
-    Raises UserError where the network's output is not finite.
+    Raises UserError if the network's output is not finite.
     """
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
     network.eval()
     device = next(network.parameters()).device
-    positions = torch.arange(len(dataset), device=dataset.device).tensor_split(processes.world_size())[processes.rank()]
-    predicted, probability = [], []
-    for batch in read_ahead(dataset, positions.split(batch_size), device):
-        logits = forward(network, batch, precision).logits
-        label = logits.argmax(dim=-1, keepdim=True)
+    predicted, probability, kept_pairs = [], [], []
+    for batch in read_ahead(dataset, torch.arange(len(dataset), device=dataset.device).split(batch_size), device):
+        output = network(*[batch[name] for name in FEATURES])
+        label = output.logits.argmax(dim=-1, keepdim=True)
         predicted.append(label.squeeze(-1))
-        probability.append(logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
+        probability.append(output.logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
+        if output.psp is not None:
+            kept_pairs.append((output.psp.gamma_va > 0).float().mean(dim=(1, 2)))
         if progress is not None:
             progress.update(len(label))
-    predicted, probability = (processes.gather(torch.cat(shares).cpu().numpy()) for shares in (predicted, probability))
-    video = dataset.values["video"].cpu().numpy()
-    labels = dataset.values["labels"].cpu().numpy() if "labels" in dataset.values else None
+    predicted, probability = torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy()
+    video = dataset.tensors["video"].cpu().numpy()
+    labels = dataset.tensors["labels"].cpu().numpy() if "labels" in dataset.tensors else None
     finite = np.isfinite(probability).all(axis=1)
     if not finite.all():
         raise UserError(f"the network's output for video row {video[finite.argmin()]} is NaN or infinite: "
                         "its weights or the features are too large")
-    return Predictions(video, labels, predicted, probability)
+    kept_pairs = torch.cat(kept_pairs).mean().item() if kept_pairs else None
+    return Predictions(video, labels, predicted, probability, kept_pairs)
 
 
-def evaluate_checkpoint(args, setting):
-    """Scores args.trained_model_path on validation and test, prints the tables and writes the predictions asked for.
+def evaluate_checkpoint(args, setting, network_class):
+    """Evaluates args.trained_model_path on validation and test, prints the scores and writes --save_predictions.
 
-    Where the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
+    If the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
     """
-    if processes.world_size() > 1:
+    if process()[1] > 1:
         raise UserError("evaluation runs in one process; start it without torchrun")
     check_predictions_path(args.save_predictions, args.trained_model_path)
     checkpoint = load(args.trained_model_path, setting)
-    if args.model_name not in (None, checkpoint["model_name"]):
-        raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, "
-                        f"not of --model_name {args.model_name}")
-    args.precision = args.precision or trained_precision(checkpoint, args.device)
-    device = select_device(args)
-    labelled = has_labels(args.data_dir, given_files(args, setting))
-    data = read_data(args, setting, ["val", "test"] if labelled else [None], device)
+    if args.model_name != checkpoint["model_name"]:
+        raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
+                        f"{args.model_name}; evaluate it with the script that trained it "
+                        "(model/avel.py for AVEL)")
+    trained_in = checkpoint.get("options", {}).get("precision", "fp32")
+    args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
+    device = select_device(args.device, args.precision)
+    given = {name: getattr(args, option, None) for option, name in FILE_OPTIONS[setting].items()}
+    splits = ["val", "test"] if has_labels(args.data_dir, given) else [None]
+    data = read_data(args, setting, splits, device)
     sizes = next(iter(data.values())).sizes
-    network = rebuild(checkpoint, args.trained_model_path, sizes, args.threshold).to(device)
-    names, ids = names_and_ids(args.data_dir, args.annotations, sizes.num_videos, checkpoint["network"]["num_classes"])
+    threshold = getattr(args, "threshold", None)
+    network = rebuild(checkpoint, args.trained_model_path, network_class, sizes, threshold).to(device)
+    names, ids = checkpoint_names(checkpoint, args.data_dir, args.annotations, sizes)
 
     with progress_bar(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False,
                       delay=1) as progress:
-        results = {split: predict(network, dataset, args.batch_size, args.precision, progress)
+        results = {split: predict(prepare(network, args.precision), dataset, args.batch_size, progress)
                    for split, dataset in data.items()}
 
-    saved = f"saved after epoch {checkpoint['epoch']}, " if "epoch" in checkpoint else ""
-    print(f"{args.trained_model_path}: {setting} supervised {checkpoint['model_name']}, {saved}"
-          + about_network(checkpoint, args.threshold))
+    saved = f", saved after epoch {checkpoint['epoch']}" if "epoch" in checkpoint else ""
+    used = dict(checkpoint["network"], **({} if threshold is None else {"threshold": threshold}))
+    about = [f"{name} {used[name]}" for name, default in (
+        ("threshold", None), ("attention", ATTENTIONS[0]), ("modality", MODALITIES[0]))
+        if name in used and used[name] != default]
+    print(", ".join([f"{args.trained_model_path}: {setting} supervised {args.model_name}{saved}", *about]))
+    note = pruning_note(next(iter(results.values())).kept_pairs, used.get("threshold"))
+    if note:
+        print(note)
     if None in results:
         print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
         print_found_classes(results[None], names)
@@ -399,53 +476,95 @@ def evaluate_checkpoint(args, setting):
         save_predictions(args.save_predictions, results, names, ids)
 
 
-def about_network(checkpoint, threshold):
-    """'threshold 0.099' and what is taken out; of AVEL, which has neither, that there is no propagation.
-
-    threshold: that of the option, which replaces the checkpoint's own.
-    """
-    if checkpoint["model_name"] == "AVEL":
-        return "no propagation"
-    config = checkpoint["network"]
-    parts = [f"threshold {config['threshold'] if threshold is None else threshold}"]
-    for name, whole in (("attention", "audio-guided"), ("modality", "both")):
-        if config.get(name, whole) != whole:
-            parts.append(f"{name} {config[name]}")
-    return ", ".join(parts)
+def checkpoint_names(checkpoint, data_dir, annotations, sizes):
+    """(class names, name of the video in each row or None): of the data folder, else of the checkpoint's training."""
+    trained = checkpoint.get("class_names") or class_names(num_classes=checkpoint["network"]["num_classes"])
+    names, ids = names_and_ids(data_dir, annotations, sizes, trained)
+    return names if len(names) == len(trained) else trained, ids
 
 
-def trained_precision(checkpoint, device_name):
-    """The precision that a checkpoint was trained in, fp32 where that is not known or the device does not have it."""
-    settings = checkpoint.get("settings")
-    precision = settings.get("precision") if isinstance(settings, dict) else None
-    return precision if precision in ("bf16", "fp64") or (precision == "tf32" and device_name.startswith("cuda")) else "fp32"
+def print_scores(results, names):
+    """Prints the accuracy of each class, then accuracy and the other metrics of each split."""
+    width, background = max(map(len, names)), len(names) - 1
+    print(" " * width + "".join(f"  {split + ' segments':>14}  {'accuracy':>8}" for split in results))
+    for label, name in enumerate(names):
+        found = [result.label_accuracy(label) for result in results.values()]
+        print(f"{name:{width}}" + "".join(f"  {segments:>14}  {percent(accuracy):>8}" for accuracy, segments in found))
+    for split, result in results.items():
+        recall, segments = result.label_accuracy(background)
+        metrics = {name: percent(value) for name, value in result.metrics(background).items()}
+        references = {name: percent(value) for name, value in result.references(background).items()}
+        print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
+              + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
+        print(f"{split} event or background: {metrics['event_or_background']}; "
+              f"video category: {metrics['video_category']}; "
+              f"segment F1: {metrics['segment_f1']}; event F1: {metrics['event_f1']}")
+        print(f"{split} mean over videos: segment F1 {metrics['segment_f1_per_video']}; "
+              f"event F1 {metrics['event_f1_per_video']}")
+        print(f"{split} for reference: always background {references['always_background']}; "
+              f"right category in all segments {references['category_everywhere']}")
+
+
+def print_found_classes(result, names):
+    """Prints how many videos and segments were given each label, most videos first."""
+    found = [(int((result.predicted == label).any(axis=1).sum()), int((result.predicted == label).sum()), name)
+             for label, name in enumerate(names)]
+    for videos, segments, name in sorted(found, key=lambda row: (-row[0], -row[1])):
+        if videos:
+            print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
+
+
+def check_predictions_path(path, checkpoint_path):
+    """Raises UserError, before any work, if predictions cannot be written or would replace another file."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--save_predictions {path}: there is no folder {path.parent}")
+    if path.exists() and (path.suffix != ".json" or not path.is_file() or path.samefile(checkpoint_path)):
+        raise UserError(f"--save_predictions {path}: exists already; only a .json file is replaced, "
+                        "choose another name")
+
+
+def save_predictions(path, results, names, ids):
+    """JSON: label_names, and for each video its split, row, id (if known), labels and their probabilities."""
+    videos = [{
+        "split": split or "all",
+        "video": int(row),
+        **({"id": ids[row]} if ids else {}),
+        "labels": labels.tolist(),
+        "probabilities": [round(float(p), 6) for p in probabilities],
+    } for split, result in results.items()
+      for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
+    lines = ",\n".join("  " + json.dumps(video) for video in videos)
+    write_atomically(path, f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
+    print(f"predictions of {len(videos)} videos: {path}")
 
 
 # -------------------------------------------------------------------------------------------- several seeds
 
-def each_seed(args):
-    """The options of each run: args themselves or, with --runs, those of each seed with a folder of its own."""
+def each_seed(args, setting):
+    """The options of each run: args themselves or, with --runs, a copy for each seed with a folder of its own."""
     if args.runs == 1:
         yield args
         return
-    if processes.rank() == 0 and not args.resume:
-        keep_aside([runs_path(args)])
+    if process()[0] == 0 and not args.resume:
+        back_up([runs_path(args, setting)])
     for seed in range(args.seed, args.seed + args.runs):
         print(f"seed {seed}:")
         yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
 
 
-def runs_path(args):
-    """The file of the results of --runs."""
-    return args.output_dir / f"{args.model_name}_runs.json"
+def runs_path(args, setting):
+    """The file with the results of --runs."""
+    return args.output_dir / f"{args.model_name}_{setting}_runs.json"
 
 
-def report_runs(args, rows, test_set):
-    """Prints each seed's row and their mean, spread and interval; writes them to OUTPUT_DIR/<model>_runs.json.
+def report_runs(args, setting, rows, test_set):
+    """Prints each seed's row and their mean, spread and interval; writes them to `runs_path`.
 
     rows: what `Run.report` returned for each seed. Prints nothing without --runs.
     """
-    if args.runs == 1:
+    if args.runs == 1 or process()[0] > 0:
         return
     print("seed   best epoch     val    test   test, last epoch")
     for row in rows:
@@ -460,9 +579,10 @@ def report_runs(args, rows, test_set):
           f"{', '.join(f'{100 * value:.2f}' for value in test)})")
     print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
           f"{100 * low:.2f} to {100 * high:.2f} %")
-    path = runs_path(args)
-    if processes.rank() == 0:
-        write_atomically(path, json.dumps({
-            "settings": settings_of(args), "summary": summary, "segments": test_set.sizes.num_segments,
-            "test_videos": test_set.values["video"].tolist(), "test_digest": test_set.digest, "runs": rows}) + "\n")
+    path = runs_path(args, setting)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
+               if name != "resume"}
+    write_atomically(path, json.dumps({
+        "options": options, "summary": summary, "segments": test_set.sizes.num_segments,
+        "test_videos": test_set.tensors["video"].tolist(), "test_digest": test_set.digest, "runs": rows}) + "\n")
     print(f"results of all seeds: {path}")

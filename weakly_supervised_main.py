@@ -4,19 +4,17 @@
     python weakly_supervised_main.py --model_name PSP --trained_model_path ./model/PSP_weakly.pt
 """
 import torch
-from torch.nn.functional import one_hot
 
 import utils
-from model.avel import avel_milestones, avel_weakly_supervised_loss
-from model.checkpoint import build_network
-from model.processes import train_together
-from model.released_init import draw_released_weights
+from dataset import TrainingBatches, shuffled
+from model.checkpoint import save_checkpoint
+from model.released_training import draw_released_weights, fixed_batches
 from model.run import Run
-from psp_model import weakly_supervised_loss
+from psp_model import PSPNetwork, weakly_supervised_loss
 
 
 def options():
-    parser = utils.main_options(__doc__, "weakly")
+    parser = utils.psp_options(__doc__, "weakly")
     parser.ablations.add_argument("--weak_labels", choices=["share", "tag"], default="share",
                                   help="training target: the share of event and background in each video "
                                        "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
@@ -28,57 +26,60 @@ def options():
 def train(args, data, device):
     """Trains on data["train"] and keeps the checkpoint of the best validation accuracy; returns the run's results."""
     utils.set_seed(args.seed)
-    batches = utils.training_batches(args, data["train"], device)
+    quirks, (rank, world_size) = args.released_quirks, utils.process()
 
-    config = utils.network_config(args, "weakly", data["train"].sizes)
-    network = build_network(args.model_name, config)
-    if "initial_weights" in args.released_quirks:
+    order = fixed_batches if "fixed_batches" in quirks else shuffled
+    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, order, rank, world_size)
+    target = {"share": "label_share", "tag": "video_label"}[args.weak_labels]
+
+    arguments = utils.network_arguments(args, "weakly", data["train"].sizes)
+    network = PSPNetwork(**arguments)
+    if "initial_weights" in quirks:
         draw_released_weights(network, "weakly", args.seed)
     network.to(device)
+    model = utils.prepare(network, args.precision)      # the same network as the run computes it
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
-    decay = dict(milestones=[80, 160], gamma=0.8)
-    if args.model_name == "AVEL":
-        decay = dict(milestones=avel_milestones(len(batches), args.nb_epoch), gamma=0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **decay)
-    train_together(network, optimizer)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[80, 160], gamma=0.8)
 
-    with Run(args, "weakly", config, network, optimizer, schedule, data, steps=len(batches)) as run:
-        for epoch in run.epochs():                  # from 0, or from where a stopped run goes on
-            network.train()
-            for batch in batches.epoch(epoch):      # drawn anew each epoch, on the device
-                output = utils.forward(network, batch, args.precision)
-                if args.model_name == "AVEL":
-                    loss = avel_weakly_supervised_loss(output, batch["video_label"])
-                elif args.weak_labels == "tag":
-                    category = one_hot(batch["video_label"], data["train"].sizes.num_classes).to(batch["label_share"])
-                    loss = weakly_supervised_loss(output, category)
-                else:
-                    loss = weakly_supervised_loss(output, batch["label_share"])
+    header = utils.run_header(args, "weakly", arguments, data, device)
+    with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
+        for epoch in range(run.start, args.nb_epoch):               # from 0, or from where a stopped run continues
+            model.train()
+            for batch in batches.epoch(epoch):
+                output = model(batch["audio"], batch["visual"])
+                run.expect_finite(epoch, output.logits)             # binary cross entropy raises on NaN
+                loss = weakly_supervised_loss(output, batch[target])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.add(loss)
-            run.end_steps()                         # a loss that is not finite ends the run here
-
-            if run.is_check(epoch):
-                val = utils.predict(network, data["val"], args.batch_size, args.precision)
-                test = utils.predict(network, data["test"], args.batch_size, args.precision)
-                run.keep_best(val, test, score=val.accuracy, name="accuracy")
+            record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
             schedule.step()
-            run.end_epoch()
+
+            check = epoch > 0 and epoch % args.check_epoch == 0
+            if (check or epoch == args.nb_epoch - 1) and rank == 0:
+                val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
+                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
+                score = val.accuracy                                # chooses the checkpoint
+                if check or run.checks == 0:                        # the last epoch may not be a check
+                    run.add_check(record, test)
+                    if score > run.best_score:
+                        run.set_best(score, record, test)
+                        save_checkpoint(run.checkpoint_path, network, header, record)
+            run.end_epoch(record)
         return run.report()
 
 
 def main():
     args = options()
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, "weakly")
+        utils.evaluate_checkpoint(args, "weakly", PSPNetwork)
         return
-    device = utils.select_device(args)
+    device = utils.select_device(args.device, args.precision)
     data = utils.read_data(args, "weakly", ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args)]
-    utils.report_runs(args, results, data["test"])
+    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, "weakly")]
+    utils.report_runs(args, "weakly", results, data["test"])
 
 
 if __name__ == "__main__":

@@ -2,58 +2,30 @@
 
     python data/check.py --data_dir data
 
-Prints a table of the files, their features beside real ones, what is wrong and how to mend it, and what is worth
-knowing. The exit code is 0 only if the folder can be trained on (--setting fully: fully supervised only) or, where it
-has features only, labelled. The large files are streamed: memory stays small.
+Prints a table of the files, the videos of each category and split, what is worth knowing, and what is wrong and how to
+mend it. The exit code is 0 only if the folder can be trained on (--setting fully: fully supervised only) or, if it has
+features only, labelled. The files are read in blocks: memory stays small.
 """
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.prepare_labels import segment_labels  # noqa: E402
-from data.annotations import class_names, read_annotations  # noqa: E402
-from data.feature_statistics import REAL, statistics, statistics_table  # noqa: E402
-from data.files import UserError  # noqa: E402
-from data.hdf5 import blocks_of, read_rows  # noqa: E402
-from data.progress import progress_bar  # noqa: E402
-from dataset import (AVE_FILES, FEATURES, SPLITS, check_weak_shapes, find_files, has_labels,  # noqa: E402
-                     has_random_weights, open_file, read_label_share, read_one_hot, read_order, read_sample,
-                     read_sizes, required_files)
+from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, UserError, background_note,  # noqa: E402
+                     blocks_of, check_weak_shapes, class_names, feature_attribute, find_file, has_labels, layout_note,
+                     names_and_ids, open_file, progress_bar, read_annotations, read_label_share, read_one_hot,
+                     read_order, read_rows, read_sizes, required_files, unknown_categories)
 from utils import OptionParser, one_line_errors  # noqa: E402
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)      # the networks compute in float32
-
-
-def scan(path, name):
-    """(row of the table, problems) of one file, streamed; UserError where it cannot be read to its end."""
-    with open_file(path, name) as file:
-        layout = file.compression or (f"chunked {file.chunks}" if file.chunks else "contiguous")
-        row = {"file": path.name, "shape": " x ".join(map(str, file.shape)), "dtype": str(file.dtype),
-               "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout}
-        if file.size == 0:
-            return row, [f"{path}: is empty; it should hold {AVE_FILES[name].content}"]
-        low, high, zeros, odd = np.inf, -np.inf, 0, 0
-        with progress_bar(total=len(file), desc=path.name, unit="row", leave=False, delay=1) as bar:
-            for rows in blocks_of(file):
-                block = read_rows(path, file, rows)
-                zeros += block.size - np.count_nonzero(block)
-                low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
-                if not (-FLOAT32_MAX <= low and high <= FLOAT32_MAX):
-                    odd += block.size - np.count_nonzero(abs(block) <= FLOAT32_MAX)
-                bar.update(len(block))
-        row |= {"range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros / file.size:.1f} %",
-                "not finite": str(odd)}
-    return row, [f"{path}: {odd} values are NaN or infinite; extract or download it again"] if odd else []
-
-
-def print_table(rows):
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    widths = {column: max(len(column), *(len(row.get(column, "-")) for row in rows)) for column in columns}
-    for row in [{column: column for column in columns}, *rows]:
-        print("  ".join(f"{row.get(column, '-'):{widths[column]}}" for column in columns).rstrip())
+# Of real features: the sounds of the 178 background videos of AVE, and the picture of one clip.
+REAL_ZEROS = {"audio": 0.653, "visual": 0.663}      # share of the values
+REAL_SPREAD = {"audio": 0.262, "visual": 6.34}      # standard deviation
+OTHER_KIND = 5        # times more or less than real features: more than other videos make
+OTHER_ROWS = 0.2      # share of videos with other labels than annotated, above which the rows do not belong together
 
 
 class Audit:
@@ -63,7 +35,7 @@ class Audit:
         self.problems, self.notes = [], []
 
     def attempt(self, function, *arguments):
-        """The function's value; None where it raises UserError, which is a problem."""
+        """The function's value; None if it raises UserError, which is a problem."""
         try:
             return function(*arguments)
         except UserError as error:
@@ -72,128 +44,211 @@ class Audit:
             return None
 
 
-def check_labels(audit, files, sizes, annotations, weak):
-    """Segment labels [videos, T] int, or None; do the annotations and, if weak, the other labels agree with them?"""
+def scan(audit, path, name):
+    """(row of the table, numbers of the rows that are all zero) of a file, in float32 as in training.
+
+    Raises UserError if it cannot be read to its end.
+    """
+    with open_file({name: path}, name) as dataset:
+        if dataset.size == 0:
+            raise UserError(f"{path}: is empty; it should hold {AVE_FILES[name].content}")
+        low, high, zeros, odd, total, squares, zero_rows = np.inf, -np.inf, 0, 0, 0, 0, []
+        with progress_bar(total=len(dataset), desc=path.name, unit="row", leave=False, delay=1) as bar, \
+                np.errstate(over="ignore", invalid="ignore"):
+            for rows in blocks_of(dataset):
+                block = read_rows(path, dataset, rows).astype(np.float32, copy=False)
+                low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
+                zeros += (block == 0).sum()
+                odd += (~np.isfinite(block)).sum()
+                total, squares = total + block.sum(dtype=float), squares + np.square(block).sum(dtype=float)
+                zero_rows.append(rows.start + np.flatnonzero(~block.reshape(len(block), -1).any(axis=1)))
+                bar.update(len(block))
+            spread = np.sqrt(squares / dataset.size - (total / dataset.size) ** 2)
+        if odd:
+            audit.problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
+        elif name in REAL_ZEROS:
+            note_other_kind(audit, path, name, low < 0, zeros / dataset.size, spread / REAL_SPREAD[name])
+        layout = dataset.compression or (f"chunked {dataset.chunks}" if dataset.chunks else "contiguous")
+        row = {"file": path.name, "shape": " x ".join(map(str, dataset.shape)), "dtype": str(dataset.dtype),
+               "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout, "range": f"{low:.4g} .. {high:.4g}",
+               "zeros": f"{100 * zeros / dataset.size:.1f} %", "not finite": str(odd)}
+    return row, np.concatenate(zero_rows)
+
+
+def note_other_kind(audit, path, name, negative, zeros, factor):
+    """Notes features that do not look like those of AVE."""
+    if negative:
+        audit.notes.append(f"{path}: has negative values; the published features end in a ReLU and have none")
+    elif zeros < REAL_ZEROS[name] / OTHER_KIND:
+        audit.notes.append(f"{path}: only {100 * zeros:.1f} % of its values are zeros; of published features about "
+                           f"{100 * REAL_ZEROS[name]:.0f} % are")
+    if not 1 / OTHER_KIND < factor < OTHER_KIND:
+        audit.notes.append(f"{path}: its standard deviation is {factor:.3g} times that of published features; "
+                           "is it scaled, or of another network?")
+
+
+def print_table(rows):
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    widths = {column: max(len(column), *(len(row.get(column, "-")) for row in rows)) for column in columns}
+    for row in [{column: column for column in columns}, *rows]:
+        print("  ".join(f"{row.get(column, '-'):{widths[column]}}" for column in columns).rstrip())
+
+
+def scan_files(audit, data_dir, names):
+    """({name: path}, {name: rows that are all zero}) of the files that can be read; prints the table."""
+    files, zero_rows, table = {}, {}, []
+    for name in names:
+        path = None
+        try:
+            path = find_file(data_dir, name)
+            row, zero_rows[name] = scan(audit, path, name)
+            files[name] = path
+        except UserError as error:
+            row = {"file": AVE_FILES[name].names[0], "shape": "MISSING" if path is None else "unusable"}
+            audit.problems.append(str(error))
+        table.append(row)
+    print_table(table)
+    return files, zero_rows
+
+
+def check_labels(audit, files, sizes, weak):
+    """Segment labels [videos, T] int, or None; if weak, do the other labels agree with them?"""
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
-    labels = labels.numpy()
-    one_hot = np.eye(sizes.num_classes)[labels]
-    if weak:
-        share = audit.attempt(read_label_share, files)
-        if share is not None:
-            wrong = (abs(share.numpy() - one_hot.mean(axis=1)) > 1e-4).any(axis=1)
-            if wrong.any():
-                audit.problems.append(
-                    f"{files['label_share']}: {wrong.sum()} videos have another share of labels than {files['labels']} "
-                    f"(first in row {wrong.argmax()}); build both with data/prepare_labels.py")
-        category = audit.attempt(read_one_hot, files, "video_labels")
-        if category is not None:
-            wrong = ((labels != sizes.background) & (labels != category.numpy()[:, None])).any(axis=1)
-            if wrong.any():
-                audit.problems.append(
-                    f"{files['video_labels']}: {wrong.sum()} videos have another category than their segments in "
-                    f"{files['labels']} (first in row {wrong.argmax()}); build both with data/prepare_labels.py")
-        background = audit.attempt(read_one_hot, files, "labels_bg")
-        if background is not None and (background != sizes.background).any():
-            audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
-                                  "build it with data/prepare_labels.py")
-    if annotations:
-        expected = audit.attempt(segment_labels, annotations, sizes.num_segments)
-        if expected is not None:
-            same_shape = expected[0].shape == one_hot.shape
-            wrong = (expected[0] != one_hot).any(axis=(1, 2)) if same_shape else np.ones(1, bool)
-            if wrong.any():
-                audit.problems.append(f"{files['labels']}: {wrong.sum()} videos have other labels than annotated "
-                                      f"(first in row {wrong.argmax()}); build it with data/prepare_labels.py")
-    empty = np.flatnonzero((labels == sizes.background).all(axis=1))
+    note = background_note(labels, sizes)
+    audit.notes += [note] if note else []
+    labels, background = labels.numpy(), sizes.background
+    empty = np.flatnonzero((labels == background).all(axis=1))
     if len(empty):
         audit.notes.append(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
+
+    def must_agree(name, wrong, what):
+        if wrong.any():
+            audit.problems.append(f"{files[name]}: {wrong.sum()} videos have another {what} than in {files['labels']} "
+                                  f"(first in row {wrong.argmax()}); build both with data/prepare_labels.py")
+
+    share = audit.attempt(read_label_share, files) if weak else None
+    if share is not None:
+        expected = np.eye(sizes.num_classes)[labels].mean(axis=1)
+        must_agree("label_share", (abs(share.numpy() - expected) > SHARE_TOLERANCE).any(axis=1), "share of labels")
+    category = audit.attempt(read_one_hot, files, "video_labels") if weak else None
+    if category is not None:
+        of_video = category.numpy()[:, None]
+        must_agree("video_labels", ((labels != background) & (labels != of_video)).any(axis=1), "category")
+    noisy = audit.attempt(read_one_hot, files, "labels_bg") if weak else None
+    if noisy is not None and (noisy != background).any():
+        audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
+                              "build it with data/prepare_labels.py")
     return labels
 
 
-def check_orders(audit, files, videos):
-    """{split: rows} of the splits that can be read."""
-    orders = {}
-    for split in SPLITS:
-        if f"order_{split}" in files:
-            order = audit.attempt(read_order, files, f"order_{split}", videos)
-            if order is not None:
-                orders[split] = order.tolist()
-    for split, rows in orders.items():
-        for other in SPLITS[SPLITS.index(split) + 1:]:
-            shared = set(rows) & set(orders.get(other, []))
-            if shared:
-                audit.problems.append(f"{files[f'order_{split}']}: shares {len(shared)} rows with the {other} split "
-                                      f"(first {min(shared)}); get the order files again")
-    unused = videos - len(set().union(*orders.values()))
+def compare_with_annotations(audit, path, labels, sizes, annotations):
+    """A few other labels are a note. With many, the rows do not belong together."""
+    expected = audit.attempt(segment_labels, annotations, sizes.num_segments)
+    if expected is None:
+        return
+    num_classes = expected[0].shape[2]
+    if num_classes != sizes.num_classes:
+        audit.notes.append(f"{path}: has {sizes.num_classes} classes, but the annotations have {num_classes} with "
+                           "background")
+        return
+    wrong = (expected[0].argmax(axis=2) != labels).any(axis=1)
+    text = f"{path}: {wrong.sum()} of {len(wrong)} videos have other labels than annotated (first in row {wrong.argmax()})"
+    if wrong.mean() > OTHER_ROWS:
+        audit.problems.append(f"{text}: the rows do not belong together, or the classes have another order; get the "
+                              "right annotations, or build the labels with data/prepare_labels.py")
+    elif wrong.any():
+        audit.notes.append(f"{text}; keep a published file: how it was made from the annotations is not known")
+
+
+def check_orders(audit, files, num_rows, zero_rows):
+    """{split: rows} of the splits that can be read: do they overlap, and do their videos have features?"""
+    orders = {split: audit.attempt(read_order, files, f"order_{split}", num_rows) for split in SPLITS
+              if f"order_{split}" in files}
+    orders = {split: order.tolist() for split, order in orders.items() if order is not None}
+    for split, other in combinations(orders, 2):
+        shared = set(orders[split]) & set(orders[other])
+        if shared:
+            audit.problems.append(f"{files[f'order_{split}']}: shares {len(shared)} rows with the {other} split "
+                                  f"(first {min(shared)}); get the order files again")
+    unused = num_rows - len(set().union(*orders.values()))
     if len(orders) == len(SPLITS) and unused:
         audit.notes.append(f"{unused} videos are in no split")
+    for split, rows in orders.items():
+        note_missing_videos(audit, files, split, rows, zero_rows)
     return orders
 
 
-def note_repeated_ids(audit, annotations, orders):
-    """Notes the YouTube ids that occur more than once, with different categories."""
-    times = Counter(annotation.video_id for annotation in annotations)
-    repeated = [count for count in times.values() if count > 1]
+def note_missing_videos(audit, files, split, rows, zero_rows):
+    without = {*zero_rows.tolist(), *audit.attempt(feature_attribute, files, "rows_without_video").tolist()}
+    without &= set(rows)
+    text = f"{files['visual']}: {len(without)} of {len(rows)} videos of {split} have no features"
+    if len(without) == len(rows):
+        audit.problems.append(f"{text}; extract them again from a folder with the video files")
+    elif without:
+        audit.notes.append(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
+
+
+def note_repeated_ids(audit, ids, orders):
+    """Notes the videos that occur more than once."""
+    repeated = [count for count in Counter(ids).values() if count > 1]
     if repeated:
-        audit.notes.append(f"{len(repeated)} ids stand more than once in the annotations: "
+        audit.notes.append(f"{len(repeated)} ids occur more than once in the annotations: "
                            f"{sum(repeated) - len(repeated)} rows too many")
-    splits = defaultdict(set)
-    for split, rows in orders.items():
-        for row in rows:
-            splits[annotations[row].video_id].add(split)
-    for pair in (("train", "test"), ("train", "val"), ("val", "test")):
-        count = sum(set(pair) <= where for where in splits.values())
+    for split, other in combinations(orders, 2):
+        count = len({ids[row] for row in orders[split]} & {ids[row] for row in orders[other]})
         if count:
-            audit.notes.append(f"{count} ids are in both {pair[0]} and {pair[1]}")
+            audit.notes.append(f"{count} ids are in both {split} and {other}")
 
 
-def print_splits(labels, orders, names, background):
+def print_splits(labels, orders, names):
     """Videos of each category in each split, and the share of event segments."""
-    first_event = np.take_along_axis(labels, (labels != background).argmax(axis=1)[:, None], axis=1)[:, 0]
-    category = np.where((labels != background).any(axis=1), first_event, background)
-    rows = [{"category": name, **{split: str((category[rows] == label).sum()) for split, rows in orders.items()}}
-            for label, name in enumerate([*names[:-1], "no event at all"])
-            if label != background or (category == background).any()]
-    rows.append({"category": "all videos", **{split: str(len(rows)) for split, rows in orders.items()}})
-    event = labels != background
-    rows.append({"category": "segments that hold the event",
-                 **{split: f"{100 * event[rows].mean():.1f} %" for split, rows in orders.items()}})
-    rows.append({"category": "videos with the event in all segments",
-                 **{split: f"{100 * event[rows].all(axis=1).mean():.1f} %" for split, rows in orders.items()}})
-    print_table(rows)
+    event = labels != len(names) - 1
+    category = np.take_along_axis(labels, event.argmax(axis=1)[:, None], axis=1)[:, 0]      # of the first event segment
+
+    def line(name, value_of):
+        return {"category": name, **{split: value_of(rows) for split, rows in orders.items()}}
+
+    table = [line(name, lambda rows: str((category[rows] == label).sum()))
+             for label, name in enumerate([*names[:-1], "no event at all"])]
+    table.append(line("all videos", lambda rows: str(len(rows))))
+    table.append(line("segments that hold the event", lambda rows: f"{100 * event[rows].mean():.1f} %"))
+    table.append(line("videos with the event in all segments",
+                      lambda rows: f"{100 * event[rows].all(axis=1).mean():.1f} %"))
+    print()
+    print_table(table)
 
 
-def compare_with_real_features(audit, files):
-    """Prints statistics of a sample of the features beside those of real ones; notes what looks like another kind.
-
-    A factor of 5 is more than other videos make.
-    """
-    samples = {}
-    for name in REAL:
-        path = files[name]
-        if audit.attempt(has_random_weights, files, name):
-            audit.notes.append(f"{path}: was made with --random_weights, so that its features mean nothing")
-        features = audit.attempt(read_sample, path, name)
-        if features is None:
-            continue
-        if name == "audio" and features.ndim == 5:
-            audit.notes.append(f"{path}: looks like maps of VGGish's last pooling layer; the published features are "
-                               "its embedding, the output of its last layer")
-        elif features.ndim == {"audio": 3, "visual": 5}[name]:
-            samples[name] = features
-            looks, real = statistics(features), REAL[name]
-            factor = looks["standard deviation"] / real["standard deviation"]
-            if (features < 0).any():
-                audit.notes.append(f"{path}: has negative values; the published features end in a ReLU and have none")
-            elif looks["zeros"] < real["zeros"] / 5:
-                audit.notes.append(f"{path}: only {100 * looks['zeros']:.1f} % of its values are zeros; of published "
-                                   f"features about {100 * real['zeros']:.0f} % are")
-            if not 1 / 5 < factor < 5:
-                audit.notes.append(f"{path}: its standard deviation is {factor:.3g} times that of published features; "
-                                   "is it scaled, or of another network?")
-    print("\n" + statistics_table(samples))
+def check_folder(audit, args, labelled):
+    """Prints the tables of the folder, and collects its problems and notes."""
+    names = required_files(SPLITS, weak_training=args.setting == "both") if labelled else required_files([None])
+    files, zero_rows = scan_files(audit, args.data_dir, names)
+    path = args.annotations or args.data_dir / "Annotations.txt"
+    annotations = audit.attempt(read_annotations, path) if args.annotations or path.is_file() else None
+    audit.notes += unknown_categories(annotations or [])
+    if not {*FEATURES, *["labels"] * labelled} <= files.keys():
+        return
+    if feature_attribute(files, "random_weights").any():
+        audit.notes.append(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
+    sizes = audit.attempt(read_sizes, files)
+    if sizes is None:
+        return
+    note = layout_note(sizes)
+    audit.notes += [f"{files['visual']}: {note}"] if note else []
+    names, ids = audit.attempt(names_and_ids, args.data_dir, args.annotations, sizes) or (None, None)
+    if not labelled:
+        note_missing_videos(audit, files, "the folder", range(sizes.num_rows), zero_rows["visual"])
+        return
+    weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
+    labels = check_labels(audit, files, sizes, weak and audit.attempt(check_weak_shapes, files, sizes) is not None)
+    orders = check_orders(audit, files, sizes.num_rows, zero_rows["visual"])
+    if ids:
+        note_repeated_ids(audit, ids, orders)
+    if labels is not None and annotations and len(annotations) == sizes.num_rows:
+        compare_with_annotations(audit, files["labels"], labels, sizes, annotations)
+    if labels is not None and orders:
+        print_splits(labels, orders, names or class_names(num_classes=sizes.num_classes))
 
 
 def main():
@@ -205,46 +260,10 @@ def main():
                         help="what the folder is to be trained on (default: %(default)s)")
     args = parser.parse_args()
 
-    audit, files, rows = Audit(), {}, []
+    audit = Audit()
     has_features = any((args.data_dir / AVE_FILES[name].names[0]).is_file() for name in FEATURES)
     labelled = has_labels(args.data_dir) or not has_features      # of an empty folder, all files are asked for
-    names = required_files(SPLITS, weak_training=args.setting == "both") if labelled else required_files([None])
-    for name in names:
-        path = args.data_dir / AVE_FILES[name].names[0]
-        try:
-            path = find_files(args.data_dir, [name])[name]
-            row, problems = scan(path, name)
-            files[name] = path
-            rows.append(row)
-            audit.problems += problems
-        except UserError as error:
-            rows.append({"file": path.name, "shape": "unreadable" if path.is_file() else "MISSING"})
-            audit.problems.append(str(error) if path.is_file() else
-                                  f"{path}: missing ({AVE_FILES[name].content}); get it from {AVE_FILES[name].source}"
-                                  + (", or build it with data/prepare_labels.py" if "label" in name else ""))
-    print_table(rows)
-
-    default = args.data_dir / "Annotations.txt"
-    annotations_path = args.annotations or (default if default.is_file() else None)
-    annotations = audit.attempt(read_annotations, annotations_path) if annotations_path else None
-    if set(FEATURES) <= files.keys():
-        compare_with_real_features(audit, files)
-    sizes = audit.attempt(read_sizes, files) if {*FEATURES, *["labels"] * labelled} <= files.keys() else None
-    if sizes and annotations and len(annotations) != sizes.num_videos:
-        audit.problems.append(f"{annotations_path}: has {len(annotations)} lines, "
-                              f"but the data has {sizes.num_videos} videos")
-        annotations = None
-    if sizes and labelled:
-        weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
-        weak = weak and audit.attempt(check_weak_shapes, files, sizes) is not None
-        labels = check_labels(audit, files, sizes, annotations, weak)
-        orders = check_orders(audit, files, sizes.num_videos)
-        if annotations:
-            note_repeated_ids(audit, annotations, orders)
-        if labels is not None and orders:
-            print()
-            print_splits(labels, orders, class_names(annotations, sizes.num_classes), sizes.background)
-
+    check_folder(audit, args, labelled)
     for title, lines in (("Worth knowing:", audit.notes), ("Wrong:", audit.problems)):
         if lines:
             print("\n" + title, *(f"  - {line}" for line in lines), sep="\n")

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.annotations import AVE_CLASSES, class_names, read_annotations  # noqa: E402
-from data.files import UserError, refuse_to_overwrite  # noqa: E402
-from data.hdf5 import write_h5  # noqa: E402
-from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
+from dataset import UserError, class_names, read_annotations, unknown_categories, write_h5  # noqa: E402
+from utils import OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite  # noqa: E402
 
 
 def segment_labels(annotations, segments=10):
@@ -22,18 +20,15 @@ def segment_labels(annotations, segments=10):
 
     Raises UserError, with the line's number, for an event that ends after the last segment.
     """
-    categories = {annotation.category for annotation in annotations}
-    num_classes = len(AVE_CLASSES) if categories <= set(AVE_CLASSES) else len(categories) + 1
-    index = {name: i for i, name in enumerate(class_names(annotations, num_classes))}
-
-    label = np.full((len(annotations), segments), num_classes - 1)
+    names = class_names(annotations)
+    label = np.full((len(annotations), segments), len(names) - 1)
     for row, annotation in enumerate(annotations):
         if annotation.end > segments:
-            raise UserError(f"annotations: line {row + 1} ({annotation.video_id}): the event ends at second "
+            raise UserError(f"annotations: line {annotation.line} ({annotation.video_id}): the event ends at second "
                             f"{annotation.end}, but a video has {segments}")
-        label[row, annotation.start:annotation.end] = index[annotation.category]
-    category = np.array([index[annotation.category] for annotation in annotations])
-    return np.eye(num_classes)[label], np.eye(num_classes, dtype=np.float32)[category]
+        label[row, annotation.start:annotation.end] = names.index(annotation.category)
+    category = [names.index(annotation.category) for annotation in annotations]
+    return np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)[category]
 
 
 def label_files(annotations, segments=10, background_videos=178):
@@ -71,9 +66,11 @@ def main():
         write_h5(args.output_dir / name, array)
         print(f"{args.output_dir / name}: {array.shape} {array.dtype}")
 
+    for note in unknown_categories(annotations):
+        print(f"note: {note}")
     for row, annotation in enumerate(annotations):
         if annotation.start == annotation.end:
-            print(f"note: line {row + 1} (video row {row}, {annotation.video_id}) has an event of zero length: "
+            print(f"note: line {annotation.line} (video row {row}, {annotation.video_id}) has an event of zero length: "
                   "all its segments are background")
 
 

@@ -18,7 +18,8 @@ What is seen has the look of one of the two families, and the category must come
 is heard clearly. --difficulty makes sounds and looks weaker beside the clutter. Background videos (for weak training)
 show one source and contain the sounds of another.
 
-Zeros, mean, spread, tail and correlations are near those of real features; the table at the end shows both.
+Zeros, mean, spread, tail and correlations are near those of real features: of the 178 background videos for sound, and
+of a single clip for the picture, which is all that was at hand.
 
 Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the source of c
 is seen, also while it is silent.
@@ -31,14 +32,11 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.annotations import AVE_CLASSES, Annotation, read_annotations  # noqa: E402
-from data.feature_statistics import statistics_table  # noqa: E402
-from data.files import refuse_to_overwrite  # noqa: E402
-from data.hdf5 import new_h5, write_h5  # noqa: E402
 from data.prepare_labels import label_files  # noqa: E402
-from data.progress import progress_bar  # noqa: E402
-from dataset import AVE_FILES, SPLITS, find_files, read_order, read_sample  # noqa: E402
-from utils import OptionParser, add_overwrite_option, bounded, one_line_errors  # noqa: E402
+from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, Annotation, find_files, new_h5, progress_bar,  # noqa: E402
+                     read_annotations, read_order, write_h5)
+from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite,  # noqa: E402
+                   write_atomically)
 
 # Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
 SHARE_OF_FULL_VIDEOS = 0.664
@@ -275,8 +273,8 @@ def main():
         write_h5(args.output_dir / name, array)
     for split, rows in orders.items():
         write_h5(args.output_dir / f"{split}_order.h5", rows, "order")
-    (args.output_dir / "Annotations.txt").write_text(
-        "".join("&".join(map(str, annotation)) + "\n" for annotation in annotations))
+    write_atomically(args.output_dir / "Annotations.txt",
+                     "".join("&".join(map(str, annotation[:5])) + "\n" for annotation in annotations))
 
     world = World(args.seed, one_hot.shape[-1] - 1, args.segments, args.audio_dim, args.map_size, args.visual_dim,
                   args.difficulty)
@@ -290,8 +288,6 @@ def main():
     print(f"{args.output_dir}: {len(annotations)} videos ({of_splits}) and {args.background} background videos; "
           f"{100 * event.mean():.1f} % event segments, "
           f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")
-    print(statistics_table({name: read_sample(args.output_dir / f"{name}_feature.h5", name)
-                            for name in ("audio", "visual")}))
 
 
 if __name__ == "__main__":

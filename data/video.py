@@ -1,27 +1,43 @@
-"""Reads one video file: the frames and the sound that the features of AVE are made of.
+"""Reads one video file: what the networks see and hear of it.
 
-PyAV (which brings ffmpeg) decodes, OpenCV resizes. N is the number of segments, a second each.
+PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the number of segments, a second each.
 
-- A clip of about N seconds (up to half a second more or less) is taken as a whole: the frames are spread over all that
-  were decoded, whatever the container promises. Of a longer clip the first N seconds are used; the rest is not decoded.
-- What is missing of a shorter clip, or of its sound, makes it a VideoError, or with `pad` is filled: with the last
-  frame, and with silence.
+- A clip of N seconds, give or take half a second, is used as a whole: the frames are spread over all that were
+  decoded, whatever number the container promises. Of a longer clip the first N seconds are used.
+- A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
 - Damaged parts are passed over, as a player does.
-- Frames and sound both count from their own beginning.
+- Frames and sound both count from their own beginning. A note tells if one begins later than the file.
 """
+import re
 from contextlib import contextmanager
-from itertools import chain
 from typing import NamedTuple
 
-import av
-import cv2
 import numpy as np
+
+from dataset import UserError, one_line
+
+try:
+    import av
+    import cv2
+    import resampy
+    MISSING = None
+    cv2.setNumThreads(1)      # the network has the other cores
+except ImportError as error:
+    MISSING = one_line(error)
+
+PACKAGES = "av==18.1.0 opencv-python-headless==4.14.0.94 resampy==0.4.3 numba==0.68.1"
 
 FRAMES_OF_A_SEGMENT = 16
 SIZE = 224                # height and width of a frame as the network sees it
 TOLERANCE = 0.5           # seconds that a clip may lack or have too many
+LATE = 0.1                # seconds after which a note says that a stream begins late
 
-cv2.setNumThreads(1)      # the network has the other cores
+# The front end of VGGish (Hershey et al., ICASSP 2017).
+RATE = 16000              # samples a second that the network knows
+WINDOW, HOP, FFT = 400, 160, 512
+BANDS, LOWEST, HIGHEST = 64, 125, 7500      # mel bands, and their range in Hz
+SPECTRA = 96              # of a patch
+OFFSET = 0.01             # keeps the logarithm finite
 
 
 class VideoError(Exception):
@@ -29,99 +45,83 @@ class VideoError(Exception):
 
 
 class Clip(NamedTuple):
-    """What the networks are shown of one video."""
+    """The part of a video that is used."""
     frames: np.ndarray     # uint8 [N, 16, 224, 224, 3], RGB
-    sound: np.ndarray      # int16 [N * rate, channels]; None where the video has none
+    sound: np.ndarray      # int16 [N * rate, channels]; None if the video has none
     rate: int              # samples of sound a second
-    notes: list            # what a person should know: missing sound, damaged or filled parts
+    notes: list            # what a person should know: no sound, and what is damaged, filled or late
+
+
+def require_packages():
+    """Raises UserError if a Python package that reads videos is missing."""
+    if MISSING:
+        raise UserError(f"{MISSING}; pip install {PACKAGES}")
+
+
+def natural_order(path):
+    """Sort key of a path: its name, with numbers that count as numbers (clip2.mp4 before clip10.mp4)."""
+    parts = re.split("([0-9]+)", path.name)      # text and digits in turn
+    return [int(part) if position % 2 else part for position, part in enumerate(parts)], path.name
 
 
 def read_clip(path, segments=10, pad=False):
     """The Clip of a video file.
 
-    Raises VideoError where it cannot be read, has no picture, or is too short and not padded.
+    Raises VideoError if it cannot be read, has no picture, or is too short and not padded; UserError as
+    require_packages.
     """
+    require_packages()
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)
 
 
+# -------------------------------------------------------------------------------------------- frames
+
 def frame_numbers(count, segments=10):
-    """Numbers [segments, 16] of the chosen ones of `count` frames; VideoError where those are fewer than segments."""
+    """Numbers [segments, 16] of the frames to use, of `count`; VideoError if there are fewer frames than segments."""
     interval = count // segments
     if interval == 0:
-        raise VideoError(f"has {count} frame{'s' * (count != 1)}; at least one for each of {segments} seconds "
-                         "is needed")
+        raise VideoError(f"has {count} frame{'s' * (count != 1)}; {segments}, one for each second, are needed")
     within = np.arange(FRAMES_OF_A_SEGMENT) / FRAMES_OF_A_SEGMENT * interval
     return (np.arange(segments)[:, np.newaxis] * interval + within).astype(int)
 
 
-# -------------------------------------------------------------------------------------------- frames
-
 def read_frames(path, segments=10, pad=False):
-    """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip.
-
-    Which frames are needed depends on how many there are. So those are kept that would be right for the promised
-    number, and where another number was decoded, the file is decoded once more.
-    """
-    with _open(path, "video") as (_, stream):
-        promised = stream.frames
-    wanted = set(frame_numbers(promised, segments).flat) if promised >= segments else set()
-    for _ in range(2):
-        film = _decode(path, segments, wanted)
-        numbers, notes = _choose(film, segments, pad)
-        wanted = set(numbers.flat)
-        if wanted <= film.pictures.keys():
-            frames = np.stack([film.pictures[number] for number in numbers.flat])
-            return frames.reshape(segments, FRAMES_OF_A_SEGMENT, SIZE, SIZE, 3), notes
-    raise VideoError("gives other frames each time it is decoded; encode it again")
-
-
-class _Film(NamedTuple):
-    pictures: dict         # by the number of the frame: uint8 [224, 224, 3] RGB
-    count: int             # frames decoded, of the first N seconds in a longer film
-    seconds: float         # that these last
-    damaged: int           # parts that could not be decoded
-
-
-def _decode(path, segments, wanted):
-    """The _Film of a video file, with the pictures whose numbers are wanted."""
-    pictures, count, in_time, last, damaged = {}, 0, 0, 0.0, []
+    """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip."""
+    pictures, times, damaged = [], [], []
     with _open(path, "video") as (container, stream):
+        if stream is None:
+            raise VideoError("has no picture")
         step = float(1 / (stream.average_rate or 25))
-        first = None
         for frame in _frames(container, stream, damaged):
-            time = frame.time if frame.time is not None else count * step
-            first = time if first is None else first
-            if time - first >= segments + TOLERANCE:
-                return _Film(pictures, in_time, float(segments), len(damaged))
-            if count in wanted:
-                pictures[count] = _picture(frame)
-            count += 1
-            in_time += time - first < segments
-            last = max(last, time - first)
-            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-    if count == 0:
-        raise VideoError("has no picture that can be decoded")
-    return _Film(pictures, count, last + (duration or last / max(1, count - 1) or step), len(damaged))
+            times.append(len(times) * step if frame.time is None else frame.time)
+            if times[-1] - times[0] >= segments + TOLERANCE:
+                break
+            pictures.append(_picture(frame))
+        if not pictures:
+            raise VideoError("has no picture that can be decoded")
+        notes = _notes(container, "picture", damaged, times[0])
 
-
-def _choose(film, segments, pad):
-    """(frame numbers [segments, 16] of a film, notes); VideoError where it is too short and not padded."""
-    notes = _about(film.damaged, "picture")
-    total = film.count
-    if film.seconds < segments - TOLERANCE:
+    times = np.array(times) - times[0]
+    total = count = int((times < segments).sum()) if times[-1] >= segments + TOLERANCE else len(times)
+    duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+    seconds = times.max() + (duration or times.max() / max(1, count - 1) or step)
+    if seconds < segments - TOLERANCE:
         if not pad:
-            raise VideoError(f"lasts {film.seconds:.1f} s, {segments} are needed (--pad fills up with the last "
-                             "frame and silence, --segments takes fewer)")
-        total += round((segments - film.seconds) * film.count / film.seconds)
-        notes.append(f"the last frame fills {segments - film.seconds:.1f} s")
-    return np.minimum(frame_numbers(total, segments), film.count - 1), notes
+            raise VideoError(f"lasts {seconds:.1f} s, {segments} are needed (--pad fills up with the last frame and "
+                             "silence, --segments takes fewer)")
+        total += round((segments - seconds) * count / seconds)
+        notes.append(f"the last frame fills {segments - seconds:.1f} s")
+    numbers = np.minimum(frame_numbers(total, segments), count - 1)
+    frames = np.stack([pictures[number] for number in numbers.flat])
+    return frames.reshape(segments, FRAMES_OF_A_SEGMENT, SIZE, SIZE, 3), notes
 
 
 def _picture(frame):
     """A decoded frame as a player shows it, resized: uint8 [224, 224, 3] RGB."""
-    picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")      # which is about the chroma
+    with _reading():
+        picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")      # which is about the chroma
     if frame.rotation % 90 == 0:
         picture = np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
     return resize(picture)
@@ -136,27 +136,27 @@ def resize(picture):
 
 def read_sound(path, segments=10, pad=False):
     """(int16 [segments * rate, channels] or None without sound, rate, notes). Raises VideoError as read_clip."""
-    blocks, samples, rate, damaged = [], 0, 0, []
+    blocks, samples, kind, damaged = [], 0, None, []
     with _open(path, "audio") as (container, stream):
-        if stream is not None:
-            kind = None
-            for frame in _frames(container, stream, damaged):
-                if kind is None:
-                    layout, rate = frame.layout, frame.sample_rate
-                if kind != (frame.format.name, frame.layout.name, frame.sample_rate):      # it may change on the way
-                    kind = frame.format.name, frame.layout.name, frame.sample_rate
-                    resampler = av.AudioResampler("s16", layout, rate)
-                frame.pts = None      # samples are counted as decoded
-                for part in resampler.resample(frame):
-                    blocks.append(part.to_ndarray().reshape(-1, len(layout.channels)))
-                    samples += len(blocks[-1])
-                if samples >= segments * rate:
-                    break
-    if samples == 0:
-        if damaged:
-            raise VideoError("has sound that cannot be decoded")
-        return None, 0, ["no sound: its audio features are zeros"]
-    notes = _about(len(damaged), "sound")
+        for frame in _frames(container, stream, damaged) if stream else []:
+            if kind is None:
+                layout, rate, start = frame.layout, frame.sample_rate, frame.time
+            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):      # it may change on the way
+                kind = frame.format.name, frame.layout.name, frame.sample_rate
+                resampler = av.AudioResampler("s16", layout, rate)
+            frame.pts = None      # samples are counted as decoded
+            with _reading():
+                parts = resampler.resample(frame)
+            for part in parts:
+                blocks.append(part.to_ndarray().reshape(-1, len(layout.channels)))
+                samples += len(blocks[-1])
+            if samples >= segments * rate:
+                break
+        if samples == 0:
+            if damaged:
+                raise VideoError("has sound that cannot be decoded")
+            return None, 0, ["no sound: its audio features are zeros"]
+        notes = _notes(container, "sound", damaged, start)
     sound = np.concatenate(blocks)[:segments * rate]
     missing = segments - len(sound) / rate
     if missing > TOLERANCE:
@@ -167,51 +167,93 @@ def read_sound(path, segments=10, pad=False):
     return np.pad(sound, ((0, segments * rate - len(sound)), (0, 0))), rate, notes
 
 
+def log_mel_patches(samples, rate, seconds):
+    """int16 [at least seconds * rate, channels] at `rate` Hz -> float64 [seconds, 96, 64], a patch for each second.
+
+    As for the AVE features, each second is cut out first. Then its channels are averaged, then it is resampled. Other
+    versions of resampy than 0.4.3 give other numbers.
+    """
+    patches = []
+    for second in range(seconds):
+        wave = (samples[second * rate:(second + 1) * rate] / 32768).mean(axis=1)
+        patches.append(log_mel(wave if rate == RATE else resampy.resample(wave, rate, RATE))[:SPECTRA])
+    return np.stack(patches)
+
+
+def log_mel(wave):
+    """float64 [n >= 400] at 16 kHz -> log mel spectra [spectra, 64], one every 10 ms, no padding."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)      # periodic Hann
+    blocks = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]
+    return np.log(np.abs(np.fft.rfft(blocks * window, FFT)) @ mel_matrix() + OFFSET)
+
+
+def mel_matrix():
+    """Weights [257, 64] of the magnitudes in each band: triangles on the mel scale; bin 0 counts nowhere."""
+    def mel(hertz):
+        return 1127 * np.log1p(np.asarray(hertz) / 700)
+
+    edges = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
+    bins = mel(np.arange(FFT // 2 + 1) * RATE / FFT)[:, np.newaxis]
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.maximum(0, np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)))
+    weights[0] = 0
+    return weights
+
+
 # ------------------------------------------------------------------------------------------- decoding
 
 @contextmanager
 def _open(path, kind):
-    """(container, its best stream of the kind; None where it has no sound). Raises VideoError for whatever is wrong."""
+    """(container, its best stream of the kind or None). Raises VideoError if the file cannot be read."""
+    with _reading():
+        # A name is a name, though it may look like an address; nothing is fetched; tags may be in any encoding.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    with container:
+        stream = container.streams.best(kind)
+        if stream is not None:
+            if stream.codec_context is None:
+                raise VideoError(f"has {kind} of a kind that cannot be decoded here")
+            stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
+        yield container, stream
+
+
+@contextmanager
+def _reading():
+    """Around a single call of PyAV: VideoError for whatever a broken file leads it into."""
     try:
-        # A name is a name, though it may look like an address; no other file is read; tags may be in any encoding.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
-            stream = container.streams.best(kind)
-            if stream is None and kind == "video":
-                raise VideoError("has no picture, only sound" if container.streams.audio else
-                                 "has neither picture nor sound")
-            if stream is not None:
-                if stream.codec_context is None:
-                    what = "picture" if kind == "video" else "sound"
-                    raise VideoError(f"has a kind of {what} that cannot be decoded here")
-                stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
-            yield container, stream
-    except VideoError:
-        raise
-    except Exception as error:      # whatever a broken file leads ffmpeg into
-        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(f"cannot be read as a video ({' '.join(what.split())[:120]})") from error
+        yield
+    except Exception as error:
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise VideoError(f"cannot be read as a video ({reason})") from error
 
 
 def _frames(container, stream, damaged):
-    """Frames as they are decoded; what cannot be is passed over, and its error put into the list `damaged`."""
-    for packet in chain(_packets(container, stream, damaged), [None]):      # None empties the decoder
+    """Frames as they are decoded. What cannot be decoded is passed over, and its error is put into `damaged`."""
+    packets = container.demux(stream)
+    packet = True
+    while packet is not None:
+        try:
+            packet = next(packets, None)      # None empties the decoder
+        except Exception as error:      # nothing behind it can be read
+            damaged.append(error)
+            packet = None
         try:
             frames = stream.decode(packet)
         except av.EOFError:      # it was empty already
             frames = []
-        except av.FFmpegError as error:
+        except Exception as error:
             damaged.append(error)
             frames = []
         yield from frames
 
 
-def _packets(container, stream, damaged):
-    """Packets of the stream, up to the end or to where the file cannot be read any further."""
-    try:
-        yield from container.demux(stream)
-    except (av.FFmpegError, IndexError) as error:      # IndexError: a packet of a stream that turned up late
-        damaged.append(error)
-
-
-def _about(damaged, what):
-    return [f"{damaged} damaged part{'s' * (damaged > 1)} of the {what} passed over"] if damaged else []
+def _notes(container, what, damaged, start):
+    """Notes on damaged parts, and on a picture or a sound whose first frame, at `start` seconds, comes late."""
+    notes = []
+    if damaged:
+        notes.append(f"{len(damaged)} damaged part{'s' * (len(damaged) > 1)} of the {what} passed over")
+    if None not in (start, container.start_time):
+        late = start - container.start_time / av.time_base
+        if late > LATE:
+            notes.append(f"the {what} begins {late:.1f} s after the file does; its seconds count from its own start")
+    return notes

@@ -1,6 +1,9 @@
-"""What all pictures share: colours that the colour-blind tell apart, sizes for print, and how a picture is saved."""
+"""What all pictures share: colours that the colour-blind tell apart, text sizes, curves, and how a picture is saved."""
 import sys
+import textwrap
 from pathlib import Path
+
+import numpy as np
 
 try:
     import matplotlib
@@ -12,39 +15,85 @@ except ModuleNotFoundError:
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.ticker import LogLocator  # noqa: E402
-from run_logs import common_curve  # noqa: E402
 
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"      # of Okabe and Ito
-LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"      # behind text
-SMALL = 7      # points: the smallest text that still reads in print
+BLUE, ORANGE, GREEN, DARK = "#0072b2", "#d55e00", "#009e73", "0.3"      # the first three are Okabe and Ito's
+LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"           # behind text
+SMALL = 7      # points: the smallest text that can be read in print
 
 pyplot.rcParams.update({
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": SMALL,
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "hatch.linewidth": 0.6})
+    "text.parse_math": False})      # names may hold a $
+
+STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (DARK, "-."))      # of curves side by side
+PANELS = {"loss": "training loss", "val": "validation accuracy, %", "test": "test accuracy, %"}
 
 
-def draw_band(axes, curves, style, colour, label, logarithmic=False):
-    """Mean and standard deviation of several {epoch: value}, see `common_curve`."""
-    epochs, mean, low, high = common_curve(curves, logarithmic)
-    axes.plot(epochs, mean, style, color=colour, markersize=3, label=label)
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if logarithmic:
-        log_scale(axes)
+def common_curve(curves, logarithmic=False):
+    """(epochs, mean, low, high) of several {epoch: value}, at the epochs that all of them have.
+
+    low, high: mean minus and plus one sample standard deviation. logarithmic: all of it for the values' logarithms.
+    """
+    epochs = sorted(set.intersection(*map(set, curves)))
+    values = np.array([[curve[epoch] for epoch in epochs] for curve in curves], float)
+    values = np.log(values) if logarithmic else values
+    mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(curves) > 1 else 0
+    band = mean, mean - std, mean + std
+    return epochs, *(np.exp(band) if logarithmic else band)
 
 
-def log_scale(axes):
-    """Makes the y axis logarithmic, with ticks that are written as plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="y", which="both", length=3)
+def draw_logs(names, logs, panels, path):
+    """Curves of trainings: mean and standard deviation over the seeds, for the loss: of its logarithm.
+
+    names: of the trainings; logs: for each of them, the `Log` of each seed; panels: which of PANELS.
+    """
+    figure, row = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 2.8), layout="constrained")
+    for axes, value in zip(row, panels):
+        logarithmic = value == "loss"
+        for name, of_seeds, (colour, style) in zip(names, logs, STYLES):
+            epochs, mean, low, high = common_curve([getattr(log, value) for log in of_seeds], logarithmic)
+            axes.plot(epochs, mean, style, color=colour, label=name)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+            for log in of_seeds:
+                if value == "val" and log.kept is not None:
+                    axes.plot(log.kept, log.val[log.kept], "o", color=colour, markersize=4, clip_on=False)
+        axes.set(xlabel="epoch", ylabel=PANELS[value])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+    row[-1].sharey(row[-2])      # both accuracies
+    seeds = f"mean ± standard deviation of {len(logs[0])} seeds; " if len(logs[0]) > 1 else ""
+    figure.suptitle(f"{seeds}dots: checkpoints kept")
+    if len(names) > 1:
+        figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    save(figure, path)
+
+
+def draw_sweep(path, label, paper, entries, data):
+    """Test accuracy over the option that a table sweeps, a curve for each kind of row; paper: the paper's value."""
+    figure, axes = pyplot.subplots(figsize=(4.5, 3), layout="constrained")
+    for curve, colour, style in (("PSP", BLUE, "o-"), ("stale targets", ORANGE, "s--")):
+        points = sorted((entry["value"], entry["mean"], entry["low"], entry["high"]) for entry in entries
+                        if entry["curve"] == curve and entry["value"] is not None and "error" not in entry)
+        if points:
+            value, mean, low, high = zip(*points)
+            axes.plot(value, mean, style, color=colour, markersize=4, clip_on=False, label=curve)
+            axes.fill_between(value, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.axvline(paper, color=DARK, linestyle=":", label=f"the paper's {paper}")
+    if paper > 1:
+        axes.set_xscale("symlog")
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel=label, ylabel="test accuracy, % (band: 95 % interval)", title=textwrap.fill(data, 60))
+    axes.legend()
+    save(figure, path)
 
 
 def save(figure, path):
-    """Writes the picture as a PNG and says where."""
+    """Writes the picture as a PNG and prints its path."""
     figure.savefig(path, dpi=200, format="png")
     pyplot.close(figure)
     print(path)

@@ -1,126 +1,130 @@
-"""Draws the two figures of the README: the task (figure1_task.png) and the network (figure2_framework.png).
+"""Draws the two figures of the README: the task (figure1_task.png) and the networks (figure2_framework.png).
 
     python figures/readme_figures.py
 """
+import sys
 from pathlib import Path
 
 import numpy as np
-from drawing import pyplot as plt
-from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
+from drawing import BLUE, DARK, GREEN, GREY, ORANGE, pyplot, save
+from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 
-FOLDER = Path(__file__).parent
-AUDIO, VISUAL, EVENT, GREY = "#D55E00", "#0072B2", "#009E73", "#B8B8B8"   # Okabe-Ito: safe for colour-blind readers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import OptionParser, one_line_errors  # noqa: E402
+
+AUDIO, VISUAL, BOTH = ORANGE, BLUE, GREEN
+CENTRED = dict(ha="center", va="center")
+BELL = [(0.2, 0.2), (0.3, 0.3), (0.35, 0.65), (0.45, 0.78), (0.55, 0.78), (0.65, 0.65), (0.7, 0.3), (0.8, 0.2)]
 
 
-def draw_task(path):
+def draw_task():
     """Ten segments of a video with what is seen, what is heard, and the label of each."""
-    seen = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0], bool)
-    heard = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], bool)
-    figure, axes = plt.subplots(figsize=(11, 3.7))
+    figure, rows = pyplot.subplots(2, 10, figsize=(7.75, 1.9), layout="constrained", sharey="row")
     generator = np.random.default_rng(4)
-    for t in range(10):
-        axes.add_patch(Rectangle((t + 0.05, 2.15), 0.9, 0.9, facecolor="#F3F3F3", edgecolor=VISUAL, linewidth=1.2))
-        draw_scene(axes, t + 0.05, 2.15, seen[t])
-        x = np.linspace(0, 0.9, 160)
-        loud = 0.36 * np.exp(-3 * (x % 0.45)) if heard[t] else 0.04
-        axes.fill_between(t + 0.05 + x, 1.6 - loud * generator.random(160), 1.6 + loud * generator.random(160),
-                          color=AUDIO, linewidth=0)
-        event = seen[t] and heard[t]
-        axes.add_patch(Rectangle((t + 0.05, 0.35), 0.9, 0.5, facecolor=EVENT if event else GREY, edgecolor="none"))
-        axes.text(t + 0.5, 0.6, "Church bell" if event else "background", ha="center", va="center", fontsize=7.6,
-                  color="white" if event else "black")
-        axes.text(t + 0.5, 0.12, f"{t}-{t + 1} s", ha="center", va="center", fontsize=8, color="#555555")
-    for y, text, color in ((2.6, "seen", VISUAL), (1.6, "heard", AUDIO), (0.6, "label", "black")):
-        axes.text(-0.1, y, text, ha="right", va="center", fontsize=12, color=color, weight="bold")
-    for t, text in ((2, "seen, silent"), (8, "heard, not seen")):
-        axes.text(t + 0.5, 1.04, text, ha="center", va="center", fontsize=8.5, style="italic")
-    axes.set(xlim=(-0.8, 10.1), ylim=(0, 3.15))
+    times = np.linspace(0, 1, 160)
+    for t, (frame, wave) in enumerate(rows.T):
+        seen, heard = 2 <= t <= 7, 3 <= t <= 8
+        frame.set(facecolor="0.95", xlim=(0, 1), ylim=(0, 1), title=f"{t}-{t + 1} s")
+        frame.add_patch(Polygon(BELL, facecolor="#e69f00", visible=seen))
+        loud = np.exp(-3 * (times % 0.5)) if heard else 0.05
+        wave.fill_between(times, -loud * generator.random(160), loud * generator.random(160), color=AUDIO, linewidth=0)
+        wave.set_title({2: "silent", 8: "unseen"}.get(t, ""), style="italic")
+        wave.spines[:].set_visible(False)
+        wave.set_xlabel("Church bell" if seen and heard else "background", fontsize=7,
+                        backgroundcolor="#8fd5c0" if seen and heard else GREY)
+        for axes in (frame, wave):
+            axes.set(xticks=[], yticks=[])
+    for axes, text, colour in zip(rows[:, 0], ("seen", "heard"), (VISUAL, AUDIO)):
+        axes.set_ylabel(text, fontsize=10, color=colour, weight="bold")
+    return figure
+
+
+def draw_framework():
+    """The networks of both settings, from features to labels and losses."""
+    figure = pyplot.figure(figsize=(13.05, 5.3))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 13.05), ylim=(0, 5.3))      # in inches
     axes.axis("off")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    top, middle, bottom, low = 3.6, 2.45, 1.3, 1.05      # heights of the rows of boxes
+    draw_box(axes, 8.7, 2.65, 4.5, "", BOTH, height=4.9)
+    draw_matrices(axes, left=6.85, bottom=2.3)
+    draw_row(axes, top, (0.8, 1.4, "visual features\n$T\\times 7\\times 7\\times 512$", VISUAL),
+             (2.45, 1.3, "AVGA: attention\nover the regions", BOTH),
+             (4.15, 1.5, "fully: 2 linear maps\nweakly: 1 linear map", VISUAL),
+             (5.6, 0.8, "Bi-LSTM", VISUAL), (6.45, 0))      # up to the left side of PSP
+    draw_row(axes, bottom, (0.8, 1.4, "audio features\n$T\\times 128$", AUDIO),
+             (2.45, 1.3, "2 linear maps\n(fully)", AUDIO), (5.6, 0.8, "Bi-LSTM", AUDIO), (6.45, 0))
+    draw_row(axes, low, (7.5, 1.8, "$v' = v + \\gamma^{va} a_2$\n$a' = a + \\gamma^{av} v_1$", BOTH),
+             (9.25, 1.1, "output layer\n(fully)", BOTH), (10.4, 0.8, "Layer-\nNorm", BOTH),
+             (12.1, 1.6, "cosine of $v'$, $a'$:\n$L_{avps}$ (fully)", DARK))
+    draw_box(axes, 12.1, middle, 1.6, "mean of $v'$, $a'$;\nclassifier", DARK)
+    draw_box(axes, 12.1, top, 1.6, "$\\times$ segment\nweights (weakly)", DARK)
+    draw_box(axes, 12.1, 4.9, 1.6, "mean over time:\nvideo label (weakly)", DARK)
+    for x, y, end_x, end_y in ((2.45, bottom + 0.35, 2.45, top - 0.35), (10.95, middle, 11.3, middle),
+                               (12.1, middle + 0.35, 12.1, top - 0.35), (12.1, top + 0.35, 12.1, 4.15),
+                               (12.1, 4.37, 12.1, 4.55)):
+        draw_arrow(axes, x, y, end_x, end_y)
+    for x, y, size, text in ((8.7, 4.88, 10, "positive sample propagation (PSP)"),
+                             (8.7, 4.58, 9, "$v_1, v_2$ of $v$ and $a_1, a_2$ of $a$: one layer each"),
+                             (8.7, 0.42, 9, "$\\gamma^{av}$: likewise, from the transposed similarities"),
+                             (6.2, top + 0.15, 11, "$v$"), (6.2, bottom + 0.15, 11, "$a$"),
+                             (12.1, 4.25, 10, "$T \\times 29$ logits"), (1, 0.35, 9, "dashed: in that setting only")):
+        axes.text(x, y, text, fontsize=size, **CENTRED)
+    return figure
 
 
-def draw_scene(axes, x, y, with_bell):
-    """A church tower in a frame of width 0.9; its bell hangs there or not."""
-    tower = [(0.25, 0), (0.25, 0.6), (0.45, 0.84), (0.65, 0.6), (0.65, 0)]
-    axes.add_patch(Polygon([(x + a, y + b) for a, b in tower], facecolor="#DDDDDD", edgecolor="#777777", linewidth=0.8))
-    axes.add_patch(Rectangle((x + 0.33, y + 0.25), 0.24, 0.33, facecolor="#555555", edgecolor="none"))
-    if with_bell:
-        bell = [(0.36, 0.32), (0.40, 0.38), (0.41, 0.50), (0.45, 0.55), (0.49, 0.50), (0.50, 0.38), (0.54, 0.32)]
-        axes.add_patch(Polygon([(x + a, y + b) for a, b in bell], facecolor="#F0E442", edgecolor="black",
-                               linewidth=0.6))
-        axes.add_patch(Circle((x + 0.45, y + 0.30), 0.025, facecolor="black"))
+def draw_row(axes, y, *boxes):
+    """Boxes (centre, width, text, colour) at height y, with arrows between them; the last may be (x, 0), an end."""
+    for (x, width, *text), (next_x, next_width, *_) in zip(boxes, [*boxes[1:], (None, 0)]):
+        if text:
+            draw_box(axes, x, y, width, *text)
+        if next_x is not None:
+            draw_arrow(axes, x + width / 2, y, next_x - next_width / 2, y)
 
 
-def draw_framework(path):
-    """The network from features to labels; the dashed parts stand in one of the two settings only."""
-    figure, axes = plt.subplots(figsize=(13, 5.2))
-
-    def box(x, y, width, text, color, dashed=False, height=0.9):
-        axes.add_patch(FancyBboxPatch((x, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
-                                      facecolor=color + "22", edgecolor=color, linewidth=1.6,
-                                      linestyle="--" if dashed else "-"))
-        axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=8.6)
-
-    def arrow(start, end, color="black"):
-        axes.annotate("", end, start,
-                      arrowprops=dict(arrowstyle="-|>", color=color, linewidth=1.3, shrinkA=0, shrinkB=0))
-
-    top, bottom = 3.4, 1.0
-    box(0.0, top, 1.7, "visual features\n$T\\times 7\\times 7\\times 512$", VISUAL)
-    box(0.0, bottom, 1.7, "audio features\n$T\\times 128$", AUDIO)
-    box(2.2, bottom, 1.4, "2 linear maps\n(fully)", AUDIO, dashed=True)
-    box(2.5, top, 1.6, "AVGA\nattention over\nthe regions", EVENT, height=1.2)
-    box(4.6, top, 1.4, "linear maps", VISUAL)
-    box(6.5, top, 1.3, "Bi-LSTM", VISUAL)
-    box(6.5, bottom, 1.3, "Bi-LSTM", AUDIO)
-    axes.add_patch(FancyBboxPatch((8.15, 0.25), 3.6, 3.9, boxstyle="round,pad=0.02,rounding_size=0.1",
-                                  facecolor="#FAFAFA", edgecolor=EVENT, linewidth=1.8))
-    axes.text(9.95, 3.98, "positive sample propagation (PSP)", ha="center", va="center", fontsize=9.2, weight="bold")
-    draw_matrices(axes)
-    box(8.35, 0.95, 3.2, "$v' = v + \\gamma^{va} a_2$,   $a' = a + \\gamma^{av} v_1$\n"
-        "($a_2$, $v_1$: one layer each of $a$ and $v$)\n(fully: one more layer)\nLayerNorm", EVENT, height=1.15)
-    box(12.2, 3.4, 1.5, "\u00d7 segment\nweights (weakly)", "#555555", dashed=True)
-    box(12.2, 2.2, 1.5, "mean of $v'$, $a'$\n\u2192 classifier", "#555555")
-    box(12.2, bottom, 1.5, "cosine of $v'$, $a'$\n\u2192 $L_{avps}$ (fully)", "#555555", dashed=True)
-    arrow((1.7, top), (2.5, top), VISUAL)
-    arrow((1.7, bottom), (2.2, bottom), AUDIO)
-    arrow((2.95, bottom + 0.45), (3.2, top - 0.6), AUDIO)
-    arrow((3.6, bottom), (6.5, bottom), AUDIO)
-    arrow((4.1, top), (4.6, top), VISUAL)
-    arrow((6.0, top), (6.5, top), VISUAL)
-    arrow((7.8, top), (8.15, top), VISUAL)
-    arrow((7.8, bottom), (8.15, bottom), AUDIO)
-    arrow((11.75, 2.2), (12.2, 2.2))
-    arrow((12.95, 2.65), (12.95, top - 0.45))
-    arrow((11.75, bottom), (12.2, bottom))
-    arrow((12.95, top + 0.45), (12.95, 4.15))
-    axes.text(12.95, 4.22, "$T \\times 29$ logits", ha="center", fontsize=9.5)
-    axes.text(0.0, 0.2, "dashed: in one of the two settings only", ha="left", va="center", fontsize=8.6, style="italic")
-    axes.text(7.95, top + 0.17, "$v$", ha="center", fontsize=11)
-    axes.text(7.95, bottom + 0.17, "$a$", ha="center", fontsize=11)
-    axes.set(xlim=(-0.1, 13.9), ylim=(0.1, 4.5))
-    axes.axis("off")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+def draw_box(axes, x, y, width, text, colour, height=0.7):
+    """A box around (x, y), dashed if its text ends with the name of a setting."""
+    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, edgecolor=colour, linewidth=1.6,
+                                  facecolor=(colour, 0.12 if text else 0.03), boxstyle="round,pad=0,rounding_size=0.08",
+                                  linestyle="--" if text.endswith(("(fully)", "(weakly)")) else "-"))
+    axes.text(x, y, text, fontsize=9, **CENTRED)
 
 
-def draw_matrices(axes):
-    """All-pair similarities and what is left of them after pruning."""
-    generator = np.random.default_rng(0)
+def draw_arrow(axes, x, y, end_x, end_y):
+    axes.annotate("", (end_x, end_y), (x, y), arrowprops=dict(arrowstyle="-|>", color="black", shrinkA=0, shrinkB=0))
+
+
+def draw_matrices(axes, left, bottom):
+    """Similarities before and after pruning and after the second normalisation, with made-up numbers."""
     event = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0])
-    similarity = generator.random((10, 10)) * 0.35 + np.outer(event, event) * (0.4 + 0.25 * generator.random((10, 10)))
-    pruned = np.where(similarity > 0.36, similarity, 0)
-    for x, matrix, title in ((8.4, similarity, "all pairs $\\beta^{va}$"), (10.3, pruned, "pruned: $\\gamma^{va}$")):
-        axes.imshow(matrix, extent=(x, x + 1.3, 1.95, 3.25), cmap="Greens", vmin=0, vmax=1, aspect="auto", zorder=3)
-        axes.add_patch(Rectangle((x, 1.95), 1.3, 1.3, fill=False, edgecolor="#555555", linewidth=0.8, zorder=4))
-        axes.text(x + 0.65, 3.48, title, ha="center", va="center", fontsize=9.5)
-        axes.text(x + 0.65, 1.78, "audio segments", ha="center", va="center", fontsize=7.5, color=AUDIO)
-        axes.text(x - 0.09, 2.6, "visual segments", ha="center", va="center", fontsize=7.5, color=VISUAL, rotation=90)
-    axes.annotate("", (10.12, 2.6), (9.75, 2.6), arrowprops=dict(arrowstyle="-|>", color="black", linewidth=1.3))
-    axes.text(9.93, 2.75, "$>\\tau$", ha="center", fontsize=9.5)
+    generator = np.random.default_rng(0)
+    similarity = 0.5 + generator.random((10, 10)) + np.outer(event, event) * (0.7 + generator.random((10, 10)))
+    beta = similarity / similarity.sum(axis=1, keepdims=True)
+    pruned = beta * (beta > 0.099)
+    gamma = pruned / pruned.sum(axis=1, keepdims=True)
+    for number, (matrix, style, title) in enumerate((
+            (beta, "-", "relu$(v_2 a_1^\\top / \\sqrt{d})$,\nrows divided\nby their sum: $\\beta^{va}$"),
+            (pruned, "-", "$\\beta^{va}$ if above $\\tau$,\nelse 0\nweakly: $\\gamma^{va}$"),
+            (gamma, "--", "rows divided by\ntheir sum again\nfully: $\\gamma^{va}$"))):
+        x = left + 1.5 * number
+        axes.imshow(matrix, extent=(x, x + 1, bottom, bottom + 1), cmap="Greens", vmin=0, vmax=0.3, aspect="auto")
+        axes.add_patch(Rectangle((x, bottom), 1, 1, fill=False, edgecolor=DARK, linewidth=1.3, linestyle=style))
+        axes.text(x + 0.5, bottom + 1.45, title, fontsize=9, linespacing=1.3, **CENTRED)
+        axes.text(x + 0.5, bottom - 0.13, "audio segments", fontsize=8, color=AUDIO, **CENTRED)
+        axes.text(x - 0.12, bottom + 0.5, "visual segments", fontsize=8, color=VISUAL, rotation=90, **CENTRED)
+        if number:
+            draw_arrow(axes, x - 0.45, bottom + 0.5, x - 0.22, bottom + 0.5)
+
+
+def main():
+    parser = OptionParser(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, metavar="DIR",
+                        help="(default: the folder of this script)")
+    args = parser.parse_args()
+    pyplot.rcParams["text.parse_math"] = True
+    save(draw_task(), args.output_dir / "figure1_task.png")
+    save(draw_framework(), args.output_dir / "figure2_framework.png")
 
 
 if __name__ == "__main__":
-    draw_task(FOLDER / "figure1_task.png")
-    draw_framework(FOLDER / "figure2_framework.png")
+    with one_line_errors():
+        main()

@@ -1,12 +1,24 @@
 """AVEL, the baseline that PSP grew from: A+V-att of Tian et al., "Audio-Visual Event Localization in Unconstrained
-Videos", ECCV 2018. Shape letters as in psp_model.py."""
+Videos", ECCV 2018. Network, losses and training, with its published protocol: batches of 64 that are not shuffled,
+learning rate 0.001, divided by 10 after every 15,000 steps (here at the end of that epoch).
+
+    python model/avel.py --setting fully --train
+    python model/avel.py --setting weakly --trained_model_path model/AVEL_weakly.pt
+
+Shape letters as in psp_model.py.
+"""
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psp_model import AudioGuidedVisualAttention, Output, xavier_uniform
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset import TrainingBatches, in_batches  # noqa: E402
+from psp_model import AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
 
-DECAY_STEPS = 15000      # after each so many steps the learning rate falls to a tenth
+DECAY_STEPS = 15000
 
 
 class AVELNetwork(nn.Module):
@@ -43,13 +55,87 @@ def avel_video_probability(logits):
 
 
 def avel_weakly_supervised_loss(output, video_label):
-    """Multi-label soft margin of the video's probabilities, taken as logits; video_label [B] int -> scalar."""
-    probability = avel_video_probability(output.logits)
-    one_hot = F.one_hot(video_label, probability.shape[-1]).to(probability.dtype)
-    return F.multilabel_soft_margin_loss(probability, one_hot)
+    """Multi-label soft margin of the video's probabilities, taken as logits; video_label [B, C] one-hot -> scalar."""
+    return F.multilabel_soft_margin_loss(avel_video_probability(output.logits), video_label)
+
+
+def in_order(videos, batch_size, seed):
+    """Yields the positions of each epoch's batches, int64 [steps, B]: always the same, as the order file has them."""
+    while True:
+        yield in_batches(torch.arange(videos), batch_size)
 
 
 def avel_milestones(steps_per_epoch, epochs):
     """The epochs after which the learning rate falls: those in which each 15,000th step ends."""
     falls = epochs * steps_per_epoch // DECAY_STEPS
     return [-(-DECAY_STEPS * n // steps_per_epoch) for n in range(1, falls + 1)]
+
+
+def options():
+    import utils
+    parser = utils.main_options(__doc__, "AVEL")
+    parser.add_argument("--setting", choices=["fully", "weakly"], required=True, help="segment or video labels")
+    parser.set_defaults(model_name="AVEL", batch_size=64)
+    return utils.parse_options(parser)
+
+
+def train(args, data, device):
+    """As `train` of the main scripts."""
+    import utils
+    from model.checkpoint import save_checkpoint
+    from model.run import Run
+
+    utils.set_seed(args.seed)
+    rank, world_size = utils.process()
+    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, in_order, rank, world_size)
+    arguments = utils.network_sizes(data["train"].sizes)
+    network = AVELNetwork(**arguments).to(device)
+    model = utils.prepare(network, args.precision)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
+    milestones = avel_milestones(batches.steps, args.nb_epoch)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    target, loss_of = "labels", avel_fully_supervised_loss
+    if args.setting == "weakly":
+        target, loss_of = "video_label", avel_weakly_supervised_loss
+
+    header = utils.run_header(args, args.setting, arguments, data, device)
+    with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
+        for epoch in range(run.start, args.nb_epoch):
+            model.train()
+            for batch in batches.epoch(epoch):
+                loss = loss_of(model(batch["audio"], batch["visual"]), batch[target])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.add(loss)
+            record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
+            schedule.step()
+            check = epoch > 0 and epoch % args.check_epoch == 0
+            if (check or epoch == args.nb_epoch - 1) and rank == 0:
+                val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
+                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
+                if check or run.checks == 0:
+                    run.add_check(record, test)
+                    if val.accuracy > run.best_score:
+                        run.set_best(val.accuracy, record, test)
+                        save_checkpoint(run.checkpoint_path, network, header, record)
+            run.end_epoch(record)
+        return run.report()
+
+
+def main():
+    import utils
+    args = options()
+    if args.trained_model_path:
+        utils.evaluate_checkpoint(args, args.setting, AVELNetwork)
+        return
+    device = utils.select_device(args.device, args.precision)
+    data = utils.read_data(args, args.setting, ["train", "val", "test"], device)
+    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, args.setting)]
+    utils.report_runs(args, args.setting, results, data["test"])
+
+
+if __name__ == "__main__":
+    from utils import one_line_errors
+    with one_line_errors():
+        main()

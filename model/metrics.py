@@ -11,6 +11,7 @@ class Predictions:
     labels: np.ndarray        # [videos, T] true; None where they are not known
     predicted: np.ndarray     # [videos, T] arg-max of the network's logits
     probability: np.ndarray   # [videos, T] softmax of the logits at the predicted label
+    kept_pairs: float = None  # share of all T x T pairs that pruning keeps; None without propagation
 
     @property
     def accuracy(self):
@@ -61,6 +62,19 @@ class Predictions:
         of_label = self.labels == label
         count = int(of_label.sum())
         return (float((self.predicted[of_label] == label).mean()) if count else None), count
+
+
+def pruning_note(kept_pairs, threshold):
+    """What to print if pruning keeps nearly no pairs or nearly all; '' if it does neither, or was asked to."""
+    if kept_pairs is None or threshold in (0, 1) or 0.01 <= kept_pairs <= 0.99:
+        return ""
+    return (f"note: of all pairs, {percent(kept_pairs)} are above the threshold {threshold}; pruning leaves "
+            f"{'nearly no' if kept_pairs < 0.5 else 'nearly every'} pair")
+
+
+def percent(value):
+    """'95.70 %', or '-' for None."""
+    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def mean(values):

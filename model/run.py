@@ -1,13 +1,10 @@
-"""What a training run keeps in its output folder, so that it can be read, evaluated and resumed."""
+"""What a training run writes to its output folder, and how a stopped run continues from there."""
 import json
 import math
-import operator
 import platform
 import random
-import reprlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -15,148 +12,172 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.files import UserError, keep_aside, lock, naming, one_line
-from data.progress import progress_bar
-from model.checkpoint import WRONG_CONTENT, save
-from model.processes import rank, sum_over_processes, world_size
-from model.released import read_file
+from dataset import UserError, progress_bar
+from model.checkpoint import save, write_atomically
+from model.metrics import percent, pruning_note
 
-RECORD = {"epoch", "loss", "val_accuracy", "test_accuracy"}      # of a log line with scores
-SCORES = {"name", "score", "record", "test_correct", "test_metrics"}
-SAVE_SECONDS = 60      # the state is also saved at the first end of an epoch after so many seconds
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Run:
-    """A training run; entered, it holds its log open and shows its progress.
+    """A training run: its log, its state for --resume, and its best checks so far. Entered, it starts or continues.
 
-        <model>_<setting>.pt         checkpoint of the best validation accuracy
-        <model>_<setting>.jsonl      log: one line on the run, one for each epoch, one with the result
-        <model>_<setting>_state.pt   all that --resume needs to go on as if the run had not been stopped
+        <model>_<setting>.pt         checkpoint of the best check, which the main script saves
+        <model>_<setting>.jsonl      log: a line with the header, one for each epoch, one with the result
+        <model>_<setting>_state.pt   all that --resume needs
 
-    epoch: finished epochs. record: the log line of the epoch under way. last: that of the last epoch scored.
-    best, best_test: {name, score, record, test_correct, test_metrics} of the check with the highest score, and of that
-        with the highest test accuracy.
-    Raises UserError where --resume has nothing that fits to go on with, and where the folder is in use.
+    args: the options output_dir, nb_epoch, save_epoch, resume and log_steps. header: dict of plain values that
+    describes the run; a run continues only if 'network', 'options' and 'data' are the same. writes: whether
+    this process writes the files (the first of several).
+
+    start: the epoch to begin with. best, best_test: {score, record, correct, metrics} of the check with the highest
+    score, and with the highest test accuracy; None before the first check.
+    Raises UserError if --resume finds a run with other options or data, or without its log or checkpoint.
     """
 
-    def __init__(self, args, setting, config, network, optimizer, schedule, data, steps):
-        self.args, self.network, self.optimizer, self.schedule = args, network, optimizer, schedule
-        self.steps, self.background = steps, data["test"].sizes.background
-        device = next(network.parameters()).device
-        self.config = {
-            "setting": setting,
-            "model_name": args.model_name,
-            "network": config,
-            "settings": settings_of(args),
-            "versions": versions(),
-            "device": device_name(device),
-            "data": {**data["train"].sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
-                     "digest": {split: dataset.digest for split, dataset in data.items()},
-                     "random_weights": any(dataset.random_weights for dataset in data.values())},
-        }
-        self.epoch, self.checks, self.saved_epoch, self.saved_at = 0, 0, 0, time.monotonic()
-        self.record = self.best = self.best_test = self.last = None
-        self.loss_sum = torch.zeros((), device=device)
-        self.writes = rank() == 0      # the files; the other processes only follow
-
-        name = f"{args.model_name}_{setting}"
+    def __init__(self, args, header, network, optimizer, schedule, steps, writes=True):
+        self.args, self.header, self.steps, self.writes = args, header, steps, writes
+        self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule}
+        self.device = next(network.parameters()).device
+        self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
+        self.best = self.best_test = self.last = None
+        self.loss_sum, self.losses = torch.zeros((), device=self.device), []
+        name = f"{header['model_name']}_{header['setting']}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
         self.log_path = args.output_dir / f"{name}.jsonl"
         self.state_path = args.output_dir / f"{name}_state.pt"
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        if args.resume and self.state_path.exists():
-            self._resume()
-        else:
-            self._start()
 
-    # ------------------------------------------------------------------------------- what the loop calls
+    # ------------------------------------------------------------------------------------ start and stop
 
     def __enter__(self):
-        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.epoch * self.steps, unit="batch",
+        self.args.output_dir.mkdir(parents=True, exist_ok=True)
+        if self.args.resume and self.state_path.exists():
+            self._continue()
+        elif self.writes:
+            if self.args.resume:
+                print(f"{self.state_path}: does not exist, so there is nothing to resume; starting with epoch 0")
+            back_up([self.state_path, self.checkpoint_path, self.log_path])      # first what --resume looks for
+            self._log({"run": self.header})
+            self._save_state(epochs=0)
+        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
                                 disable=not self.writes)
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind, *_):
         self.bar.close()
-        if self.writes:
-            self.log.close()
-            if kind in (KeyboardInterrupt, SystemExit):
-                print(f"stopped in epoch {self.epoch}; give the same command with --resume to go on from epoch "
-                      f"{self.saved_epoch}", file=sys.stderr)
+        if kind is KeyboardInterrupt and self.writes:
+            print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
-    def epochs(self):
-        """Yields the numbers of the remaining epochs; a resumed run begins after the last epoch that was saved."""
-        for epoch in range(self.epoch, self.args.nb_epoch):
-            self.record = {"epoch": epoch, "loss": None, "lr": self.optimizer.param_groups[0]["lr"]}
-            self.bar.set_description(f"epoch {epoch}", refresh=False)
-            yield epoch
+    def _continue(self):
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        for key in ("network", "options", "data"):
+            if state["header"][key] != self.header[key]:
+                before, now = state["header"][key], self.header[key]
+                names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+                changed = ", ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in names)
+                raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({changed}); repeat its "
+                                "command, or choose another --output_dir")
+        log = self.log_path.read_text().splitlines() if self.log_path.exists() else []
+        if len(log) < state["lines"] or (state["best"] and not self.checkpoint_path.exists()):
+            raise UserError(f"--resume: the log or the checkpoint in {self.args.output_dir} is missing or cut short; "
+                            "start again without --resume")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        for name in ("lines", "checks", "best", "best_test", "last"):
+            setattr(self, name, state[name])
+        self.start = self.saved = state["epochs"]
+        if self.writes:
+            set_random_state(state["random"])
+            write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
+        print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
+
+    def _save_state(self, epochs):
+        save(self.state_path, {
+            "header": self.header, "epochs": epochs, "lines": self.lines, "checks": self.checks, "best": self.best,
+            "best_test": self.best_test, "last": self.last, "random": random_state(),
+            **{name: part.state_dict() for name, part in self.parts.items()}})
+        self.saved = epochs
+
+    def _log(self, record):
+        with open(self.log_path, "a") as log:
+            log.write(json.dumps(record) + "\n")
+        self.lines += 1
+
+    # ------------------------------------------------------------------------------- what the loop calls
 
     def add(self, loss):
-        """Adds the loss of a step to that of the epoch; nothing waits for the device."""
+        """Adds the loss of a step; nothing waits for the device."""
         self.loss_sum += loss.detach()
+        if self.args.log_steps:
+            self.losses.append(loss.detach())
         self.bar.update()
 
-    def end_steps(self):
-        """Reads the mean loss of the epoch's steps; UserError where it is not finite."""
-        loss = sum_over_processes(self.loss_sum).item() / (self.steps * world_size())
+    def mean_loss(self, epoch):
+        """The mean loss of the steps since the last call, over all processes; UserError if it is not finite."""
+        if process()[1] > 1:
+            torch.distributed.all_reduce(self.loss_sum)
+        loss = self.loss_sum.item() / (self.steps * process()[1])
         self.loss_sum.zero_()
-        self.record["loss"] = loss
         if not math.isfinite(loss):
-            raise UserError(f"the loss of epoch {self.epoch} is {loss}; try a lower --lr. "
-                            "The best checkpoint so far is kept")
+            raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{self._kept()}")
+        return loss
 
-    def is_check(self, epoch):
-        """Whether validation and test are scored after this epoch: every check_epoch epochs, and after the last one."""
-        return self._may_be_kept(epoch) or epoch == self.args.nb_epoch - 1
+    def expect_finite(self, epoch, values):
+        """UserError unless all values are finite; waits for the device."""
+        if not values.isfinite().all():
+            raise UserError(f"the network's output is not finite in epoch {epoch}; try a lower --lr{self._kept()}")
 
-    def _may_be_kept(self, epoch):
-        return epoch > 0 and epoch % self.args.check_epoch == 0
+    def _kept(self):
+        return f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
 
-    def keep_best(self, val, test, score, name):
-        """Notes the `Predictions` of both splits; saves the checkpoint whenever the score of that name improves.
+    @property
+    def best_score(self):
+        """Score of the best check so far; -infinity before the first one."""
+        return self.best["score"] if self.best else -math.inf
 
-        A score of None is the lowest. The last epoch counts only where it is a check, or the only epoch scored, so that
-        the number of epochs does not change the choice.
-        """
-        score = -math.inf if score is None else score
-        if self.best and self.best["name"] != name:
-            raise UserError(f"the checkpoint of this run was chosen by {self.best['name']}, not by {name}; "
-                            "start again without --resume")
-        self.record.update(val_accuracy=val.accuracy, test_accuracy=test.accuracy)
-        self.last = self.record
-        if self._may_be_kept(self.epoch) or self.best is None:
-            self.checks += 1
-            if self.best_test is None or test.accuracy > self.best_test["score"]:
-                self.best_test = self._scores(test, test.accuracy, "test accuracy")
-            if self.best is None or score > self.best["score"]:
-                self.best = self._scores(test, score, name)
-                if self.writes:
-                    save(self.checkpoint_path, {**self.config, **self.record, "weights": self.network.state_dict()})
-        tqdm.write(f"epoch {self.epoch}: loss {self.record['loss']:.4f}  val {percent(val.accuracy)}  "
-                   f"test {percent(test.accuracy)}", file=sys.stdout)
+    def add_check(self, record, test):
+        """Counts a check, and notes it if its test accuracy is the best so far; test: its `Predictions`."""
+        self.checks += 1
+        note = pruning_note(test.kept_pairs, self.header["network"].get("threshold"))
+        if note and self.checks == 1:
+            tqdm.write(note, file=sys.stdout)
+        if self.best_test is None or test.accuracy > self.best_test["score"]:
+            self.best_test = {"score": test.accuracy, "record": record, "correct": test.correct_segments}
 
-    def _scores(self, test, score, name):
-        return {"name": name, "score": score, "record": self.record, "test_correct": test.correct_segments,
-                "test_metrics": test.metrics(self.background)}
+    def set_best(self, score, record, test):
+        """Notes the check that the checkpoint is saved of; test: its `Predictions`."""
+        background = self.header["network"]["num_classes"] - 1
+        self.best = {"score": score, "record": record, "correct": test.correct_segments,
+                     "metrics": test.metrics(background)}
 
-    def end_epoch(self):
-        """Logs the epoch; saves the state every save_epoch epochs, after the last one, and after a minute without."""
-        self._log(self.record)
-        self.epoch += 1
-        waited = time.monotonic() - self.saved_at > SAVE_SECONDS
-        if self.epoch % self.args.save_epoch == 0 or self.epoch == self.args.nb_epoch or waited:
-            self._save_state()
-        scores = ["loss {loss:.4f}".format(**self.record)]
-        if self.last:
-            scores += [f"{split} {percent(self.last[f'{split}_accuracy'])}" for split in ("val", "test")]
-        self.bar.set_postfix_str(", ".join(scores), refresh=False)
+    def end_epoch(self, record):
+        """Logs the epoch; saves the state every save_epoch epochs and after the last one."""
+        steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
+        self.losses = []
+        if not self.writes:
+            return
+        epoch, scores = record["epoch"], f"loss {record['loss']:.4f}"
+        if "val_accuracy" in record:
+            self.last = record
+            scores += f"  val {percent(record['val_accuracy'])}  test {percent(record['test_accuracy'])}"
+            tqdm.write(f"epoch {epoch}: {scores}", file=sys.stdout)
+        self.bar.set_postfix_str(f"epoch {epoch}: {scores}", refresh=False)
+        self._log(record | steps)
+        if (epoch + 1) % self.args.save_epoch == 0 or epoch + 1 == self.args.nb_epoch:
+            self._save_state(epoch + 1)
 
     def report(self):
-        """Prints and logs the result of the whole run; returns what `utils.report_runs` needs of it."""
+        """Prints and logs the result of the run, and returns it for `utils.report_runs`; None in other processes."""
+        if not self.writes:
+            return None
         best, best_test = self.best["record"], self.best_test["record"]
         self._log({"result": {"best_validation": best, "best_test": best_test, "last": self.last,
                               "checks": self.checks}})
-        print(f"best validation {self.best['name']}: {percent(self.best['score'])} (epoch {best['epoch']})")
+        if self.best["score"] == best["val_accuracy"]:
+            print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
+        else:
+            print(f"best score: {self.best['score']:.4f} (epoch {best['epoch']}), with a validation accuracy of "
+                  f"{percent(best['val_accuracy'])}")
         print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
@@ -166,140 +187,42 @@ class Run:
         return {"seed": self.args.seed, "best_epoch": best["epoch"], "val": best["val_accuracy"],
                 "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
-                "test_correct": self.best["test_correct"], "best_test_correct": self.best_test["test_correct"],
-                "metrics": self.best["test_metrics"]}
-
-    # --------------------------------------------------------------------------------- start and resume
-
-    def _start(self):
-        if self.args.resume:
-            print(f"{self.state_path}: does not exist, so there is nothing to resume; starting from the first epoch")
-        if not self.writes:
-            return
-        if self.log_path.exists():
-            lock(self.log_path.open("rb"), self.log_path).close()
-        keep_aside([self.state_path, self.checkpoint_path, self.log_path])      # first what a run is resumed from
-        self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
-        self._log({"run": self.config})
-        self._save_state()
-
-    def _resume(self):
-        try:
-            state = read_file(self.state_path)
-            if not isinstance(state, dict) or state.keys() != self._state(0).keys():
-                raise ValueError("is not the state of a run")
-            self._check_same_run(state["config"])
-            self._restore(state)
-        except WRONG_CONTENT as error:
-            raise UserError(f"{self.state_path}: cannot be resumed from ({one_line(error)}); "
-                            "start again without --resume, the files here are kept under a numbered name") from error
-        for path, wanted in ((self.log_path, state["log_bytes"]), (self.checkpoint_path, 1 if self.best else 0)):
-            if (path.stat().st_size if path.exists() else 0) < wanted:
-                raise UserError(f"{path}: is missing or cut short, so the run cannot go on; "
-                                "start again without --resume")
-        if self.writes:
-            self.log = lock(self.log_path.open("ab", buffering=0), self.log_path)
-            self.log.truncate(state["log_bytes"])
-        self.saved_epoch = self.epoch
-        print(f"going on with the run in {self.args.output_dir} from epoch {self.epoch}")
-
-    def _check_same_run(self, before):
-        for key in ("setting", "network", "settings", "data"):
-            of_run, now = before[key], self.config[key]
-            if key == "settings":
-                of_run, now = comparable(of_run), comparable(now)
-            changed = differences(of_run, now)
-            if changed:
-                raise UserError(f"--resume: the run in {self.args.output_dir} was started with other options or data "
-                                f"({changed}); give the same, or choose another --output_dir")
-
-    def _restore(self, state):
-        if not all(type(state[name]) is int for name in ("epoch", "checks", "log_bytes")) or not (
-                0 <= state["epoch"] <= self.args.nb_epoch and 0 <= state["checks"] and 0 <= state["log_bytes"]):
-            raise ValueError("its position is impossible")
-        for name, keys in (("best", SCORES), ("best_test", SCORES), ("last", RECORD)):
-            if state[name] is not None and not keys <= state[name].keys():
-                raise ValueError(f"its {name} is incomplete")
-        if constants(state["optimizer"], state["schedule"]) != constants(self.optimizer.state_dict(),
-                                                                         self.schedule.state_dict()):
-            raise ValueError("its optimizer or schedule has other settings")
-        for name in ("epoch", "checks", "best", "best_test", "last"):
-            setattr(self, name, state[name])
-        self.network.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        set_random_state(state["random"])
-
-    def _save_state(self):
-        if self.writes:
-            save(self.state_path, self._state(self.log.tell()))
-        self.saved_epoch, self.saved_at = self.epoch, time.monotonic()
-
-    def _state(self, log_bytes):
-        return {
-            "config": self.config,
-            "epoch": self.epoch, "checks": self.checks,
-            "best": self.best, "best_test": self.best_test, "last": self.last,
-            "weights": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": random_state(),
-            "log_bytes": log_bytes,
-        }
-
-    def _log(self, record):
-        if self.writes:
-            with naming(self.log_path):
-                self.log.write(json.dumps(record).encode() + b"\n")
+                "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"],
+                "metrics": self.best["metrics"]}
 
 
-def constants(optimizer, schedule):
-    """What no step changes in the state dicts of an optimizer and its schedule."""
-    groups = [{name: value for name, value in group.items() if name != "lr"} for group in optimizer["param_groups"]]
-    return groups, {name: schedule[name] for name in ("milestones", "gamma", "base_lrs")}
+def process():
+    """(rank, number) of this process among those that torchrun started; (0, 1) without it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
-def percent(value):
-    """'95.70 %', or '-' for None."""
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def settings_of(args):
-    """The options that decide what a run computes, as plain values."""
-    elsewhere = {"train", "trained_model_path", "resume", "runs", "output_dir", "save_predictions", "annotations",
-                 "device", "features"}
-    return {name: str(value) if isinstance(value, Path) else value
-            for name, value in sorted(vars(args).items()) if name not in elsewhere}
-
-
-def comparable(settings):
-    """Settings without what may be written in several ways: paths (the data has a digest), tau (the network has it)."""
-    return {name: value for name, value in settings.items()
-            if "dir_" not in name and name not in ("data_dir", "threshold")}
-
-
-def differences(before, now):
-    """'name: before -> now, ...' of what differs between two dicts or values; '' where nothing does."""
-    if not isinstance(before, dict):
-        return "" if before == now else f"{reprlib.repr(before)} -> {reprlib.repr(now)}"
-    return ", ".join(f"{name}: {reprlib.repr(before.get(name))} -> {reprlib.repr(now.get(name))}"
-                     for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+def back_up(paths):
+    """Renames the files that exist to `name.1.suffix`, with the first number that is free for all of them."""
+    def numbered(path, number):
+        return path.with_name(f"{path.stem}.{number}{path.suffix}")
+    existing = [path for path in paths if path.exists()]
+    number = 1
+    while any(numbered(path, number).exists() for path in paths):
+        number += 1
+    for path in existing:
+        path.rename(numbered(path, number))
+    if existing:
+        print(f"kept the files of an earlier run: {', '.join(str(numbered(path, number)) for path in existing)}")
 
 
 def versions():
-    """Versions of what a run stands on, and the git revision of this code."""
-    try:
-        revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], text=True,
-                                  cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        revision = ""
+    """Versions of Python and the libraries, and the git revision of this code if it is a checkout."""
+    revision = None
+    if (ROOT / ".git").exists():      # an enclosing repository is not this code's
+        try:
+            revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
+                                      capture_output=True, timeout=10).stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired):
+            pass
     return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
-            "numpy": np.__version__, "h5py": h5py.__version__, "git": revision or None}
-
-
-def device_name(device):
-    """'cpu', or the name of the accelerator."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            "numpy": np.__version__, "h5py": h5py.__version__, "git": revision}
 
 
 def random_state():
@@ -315,8 +238,7 @@ def random_state():
 
 def set_random_state(state):
     """Puts back what `random_state` returned."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(map(operator.index, numbers)), gauss))
+    random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

@@ -1,9 +1,12 @@
 """What the tests share: import path, a tiny synthetic data folder, ways to run the scripts, HDF5 in one line."""
 import importlib
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,12 +31,12 @@ MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.p
 
 
 def read(path, key="avadataset"):
-    with h5py.File(path) as file:
+    with h5py.File(path, locking=False) as file:
         return file[key][:]
 
 
 def rewrite(path, array, key="avadataset", **layout):
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         file.create_dataset(key, data=array, **layout)
 
 
@@ -100,36 +103,67 @@ def data_folder(tiny_folder, tmp_path):
     return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
 
 
-def in_process(monkeypatch, capsys):
+def run_main(name, *options):
+    """Runs a script in this process: (exit code, stdout, stderr)."""
     from utils import one_line_errors
-
-    def run(name, *options):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
-        code = 0
+    out, error, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.setattr(sys, "argv", [name, *map(str, options)])
         try:
             with one_line_errors():
                 importlib.import_module(name.removesuffix(".py").replace("/", ".")).main()
         except SystemExit as stop:
             code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-    return run
+    return code, out.getvalue(), error.getvalue()
+
+
+def run_quickly(name, *options, code=0):
+    """As `Script`, but in this process."""
+    ended, out, error = run_main(name, *options)
+    assert ended == code, error
+    return SimpleNamespace(stdout=out, stderr=error)
 
 
 @pytest.fixture
-def main_in_process(monkeypatch, capsys):
-    """Runs a script in this process: (exit code, stdout, stderr)."""
-    return in_process(monkeypatch, capsys)
+def main_in_process():
+    return run_main
 
 
 @pytest.fixture
-def quick_script(main_in_process):
-    """As `script`, but in this process."""
-    def run(name, *options, code=0):
-        ended, out, error = main_in_process(name, *options)
-        assert ended == code, error
-        return SimpleNamespace(stdout=out, stderr=error)
+def quick_script():
+    return run_quickly
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path):
+    """Trains in this process for four epochs, into tmp_path; options that are given take precedence."""
+    def run(setting, *options, code=0):
+        return run_quickly(MAIN[setting], "--train", "--nb_epoch", 4, "--check_epoch", 2, "--batch_size", 12,
+                           "--data_dir", tiny_folder, "--output_dir", tmp_path, *options, code=code)
     return run
+
+
+@pytest.fixture(scope="session", params=MAIN)
+def trained(request, tiny_folder, tmp_path_factory):
+    """(setting, output folder, what was printed) of a run of eight epochs; not to be changed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    done = run_quickly(MAIN[request.param], "--train", "--nb_epoch", 8, "--check_epoch", 2, "--save_epoch", 3,
+                       "--batch_size", 12, "--data_dir", tiny_folder, "--output_dir", folder)
+    return request.param, folder, done.stdout
+
+
+def read_log(folder, setting, model="PSP"):
+    """(header, epochs, result) of a run."""
+    first, *epochs, last = map(json.loads, (folder / f"{model}_{setting}.jsonl").read_text().splitlines())
+    return first["run"], epochs, last["result"]
+
+
+def assert_same_run(folder, other, setting):
+    """Both folders hold the same log, and the same weights in checkpoint and state, bit for bit."""
+    assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()
+    for name in (f"PSP_{setting}.pt", f"PSP_{setting}_state.pt"):
+        one, two = (torch.load(place / name, weights_only=True)["weights"] for place in (folder, other))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.fixture(scope="session")

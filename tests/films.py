@@ -25,10 +25,10 @@ def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
 
 
 def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", codec="mpeg4", sound_codec="pcm_s16le",
-         picture=numbered_picture, times=None, **options):
+         picture=numbered_picture, times=None, sound_start=0, **options):
     """Writes a film of numbered pictures; returns its path.
 
-    times: when each picture is shown, in milliseconds; else at a fixed rate.
+    times: when each picture is shown, in milliseconds; else at a fixed rate. sound_start: of the sound, in seconds.
     """
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=1000 if times else rate)
@@ -44,7 +44,7 @@ def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono",
             for start in range(0, len(sound), 1024):
                 block = np.ascontiguousarray(sound[start:start + 1024].reshape(1, -1))
                 frame = av.AudioFrame.from_ndarray(block, format="s16", layout=layout)
-                frame.sample_rate, frame.pts = sound_rate, start
+                frame.sample_rate, frame.pts = sound_rate, start + round(sound_start * sound_rate)
                 container.mux(heard.encode(frame))
             container.mux(heard.encode())
     return path

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All GPU measurements in one run, from the repository's root:  bash tests/gpu.sh DATA_DIR
-# DATA_DIR holds full-size files (data/synthetic.py writes such). Results: benchmark tables, and the time of two whole runs.
+# DATA_DIR holds full-size files (data/synthetic.py writes such). Prints benchmark rows, and times two whole runs.
 set -euo pipefail
-data=$1
 for precision in fp32 tf32 bf16; do
-    python tests/benchmark.py --data_dir "$data" --device cuda --precision "$precision" --features auto memory disk \
-        --steps 60 --json "benchmark_$precision.json"
+    for features in auto memory disk; do
+        python tests/benchmark.py --data_dir "$1" --device cuda --precision $precision --features $features --steps 60
+    done
 done
 for setting in fully weakly; do
-    time python "${setting}_supervised_main.py" --train --data_dir "$data" --device cuda --precision tf32 --output_dir "model/gpu"
+    time python ${setting}_supervised_main.py --train --data_dir "$1" --device cuda --precision tf32 --output_dir model/gpu
 done

@@ -1,5 +1,8 @@
 """AVEDataset gives what the files hold, whatever their dtype and layout, and refuses what cannot be right."""
 import os
+import subprocess
+import sys
+import warnings
 
 import h5py
 import numpy as np
@@ -7,9 +10,11 @@ import pytest
 import torch
 
 from conftest import change, read, rewrite, with_value
-from data.annotations import read_annotations
-from data.files import UserError
-from dataset import AVE_FILES, AVEDataset, find_files, required_files
+from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, AVEDataset, Sizes, UserError, background_note, class_names,
+                     find_files, layout_note, names_and_ids, new_h5, open_h5, progress_bar, read_ahead,
+                     read_annotations, read_rows, required_files, unknown_categories)
+
+CPU = torch.device("cpu")
 
 
 def load(folder, split="train", weak=False, features="memory", dtype=torch.float32, **given):
@@ -19,182 +24,223 @@ def load(folder, split="train", weak=False, features="memory", dtype=torch.float
 def assert_holds_rows(dataset, folder, rows):
     audio, visual = read(folder / "audio_feature.h5"), read(folder / "visual_feature.h5")
     labels = read(folder / "right_labels.h5")
-    assert len(dataset) >= len(rows)
-    for position, row in enumerate(rows):
-        item = dataset[position]
-        assert item["video"] == row
-        assert item["audio"].dtype == item["visual"].dtype == torch.float32
-        np.testing.assert_array_equal(item["audio"], audio[row].astype(np.float32))
-        np.testing.assert_array_equal(item["visual"], visual[row].astype(np.float32))
-        assert item["labels"].tolist() == [list(one_hot).index(1) for one_hot in labels[row]]
+    items = dataset[list(range(len(rows)))]
+    assert items["video"].tolist() == list(rows)
+    assert np.array_equal(items["audio"], audio[rows].astype(np.float32))
+    assert np.array_equal(items["visual"], visual[rows].astype(np.float32))
+    assert items["labels"].tolist() == [[list(one_hot).index(1) for one_hot in video] for video in labels[rows]]
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_every_item_is_the_row_that_the_order_names(tiny_folder, split):
-    rows = read(tiny_folder / f"{split}_order.h5", "order")
-    dataset = load(tiny_folder, split)
-    assert len(dataset) == len(rows)
-    assert_holds_rows(dataset, tiny_folder, rows)
+# ------------------------------------------------------------------------------------------- right data
+
+@pytest.mark.parametrize("features", ["memory", "disk"])
+def test_position_i_is_the_row_that_the_order_names(data_folder, features):
+    for split in SPLITS:
+        assert_holds_rows(load(data_folder, split, features=features), data_folder,
+                          read(data_folder / f"{split}_order.h5", "order"))
+    rewrite(data_folder / "train_order.h5", np.array([5, 3, 4, 39, 0], ">u2"), "order")
+    dataset = load(data_folder, features=features)
+    assert_holds_rows(dataset, data_folder, [5, 3, 4, 39, 0])
+    assert len(dataset) == 5 and torch.equal(dataset[3]["visual"], dataset[[1, 3]]["visual"][1])
 
 
-def test_an_order_may_be_shuffled(data_folder):
-    order = np.array([5, 3, 4, 39, 0, 1])
-    rewrite(data_folder / "train_order.h5", order, "order")
-    assert_holds_rows(load(data_folder), data_folder, order)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-@pytest.mark.parametrize("layout", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}],
-                         ids=["contiguous", "chunked", "compressed"])
-def test_any_float_dtype_and_layout(data_folder, dtype, layout):
-    for name in ("audio_feature.h5", "visual_feature.h5"):
-        rewrite(data_folder / name, read(data_folder / name).astype(dtype), **layout)
+@pytest.mark.parametrize("layout", [{}, {"chunks": True, "compression": "gzip", "fletcher32": True, "shuffle": True},
+                                    {"chunks": (7, 1, 2, 2, 9)}], ids=["contiguous", "compressed", "chunked"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "longdouble", "int16", "bool"])
+def test_any_dtype_and_layout(data_folder, dtype, layout):
+    rewrite(data_folder / "visual_feature.h5", read(data_folder / "visual_feature.h5").astype(dtype), **layout)
+    rewrite(data_folder / "right_labels.h5", read(data_folder / "right_labels.h5").astype(dtype))
     for features in ("memory", "disk"):
         assert_holds_rows(load(data_folder, features=features), data_folder,
                           read(data_folder / "train_order.h5", "order"))
 
 
-def test_a_file_that_begins_with_something_else_is_read_in_the_right_place(data_folder):
-    features = read(data_folder / "visual_feature.h5")
-    with h5py.File(data_folder / "visual_feature.h5", "w", userblock_size=512) as file:
-        file.create_dataset("other", data=np.ones(77))
-        file.create_dataset("avadataset", data=features.astype(">f8"))
-    for where in ("memory", "disk"):
-        assert_holds_rows(load(data_folder, features=where), data_folder, read(data_folder / "train_order.h5", "order"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_on_disk_are_the_features_in_memory(tiny_folder, dtype):
+    memory, disk = (load(tiny_folder, weak=True, features=features, dtype=dtype) for features in ("memory", "disk"))
+    for index in (3, [28, 0, 7], torch.tensor([5, 5]), slice(2, 9)):
+        for name, value in memory[index].items():
+            assert torch.equal(value, disk[index][name]) and value.dtype in (torch.int64, dtype), name
+    assert torch.equal(memory[:]["visual"], load(tiny_folder, weak=True)[:]["visual"].to(dtype))
+    rounded = load(tiny_folder, weak=True, dtype=torch.bfloat16)
+    assert torch.equal(rounded[:]["visual"], memory[:]["visual"].float().bfloat16())
+    assert rounded[:]["audio"].dtype == torch.float32
+    assert memory.digest == disk.digest == rounded.digest == load(tiny_folder, weak=True).digest
 
 
-@pytest.mark.parametrize("weak", [False, True])
-def test_features_on_disk_are_those_in_memory(tiny_folder, weak):
-    held, read_anew = load(tiny_folder, weak=weak), load(tiny_folder, weak=weak, features="disk")
-    for index in (3, [len(held) - 1, 0, 7], torch.tensor([5, 5]), slice(2, 9)):
-        for name, value in held[index].items():
-            assert torch.equal(value, read_anew[index][name]), name
-    assert read_anew.digest == held.digest
-    workers = torch.utils.data.DataLoader(read_anew, batch_size=4, num_workers=2)
-    assert torch.equal(torch.cat([batch["visual"] for batch in workers]), held.values["visual"])
+def test_a_worker_process_reads_from_disk(tiny_folder):
+    dataset = load(tiny_folder, features="disk")
+    dataset[0]      # its files are open when it is pickled
+    workers = torch.utils.data.DataLoader(dataset, batch_size=12, num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(torch.cat([batch["visual"] for batch in workers]), dataset[:]["visual"])
 
 
-def test_features_in_bfloat16_are_the_rounded_ones(tiny_folder):
-    rounded = load(tiny_folder, dtype=torch.bfloat16).values["visual"]
-    assert torch.equal(rounded, load(tiny_folder).values["visual"].to(torch.bfloat16))
+@pytest.mark.parametrize("features", ["memory", "disk"])
+def test_batches_read_ahead_are_the_batches_asked_for(tiny_folder, features):
+    dataset = load(tiny_folder, weak=True, features=features)
+    asked_for = [torch.tensor(positions) for positions in ([3, 1, 28], [0, 23, 9], [4, 4, 4], [7])]
+    got = 0
+    for positions, batch in zip(asked_for, read_ahead(dataset, asked_for, CPU)):
+        assert all(torch.equal(value, dataset[positions][name]) for name, value in batch.items())
+        got += 1
+    assert got == 4 and list(read_ahead(dataset, [], CPU)) == []
 
 
 def test_the_digest_tells_other_features_labels_and_orders(data_folder):
     before = load(data_folder, weak=True).digest
-    assert load(data_folder, weak=True).digest == before
-    for name, key in (("visual_feature.h5", "avadataset"), ("audio_feature.h5", "avadataset"),
-                      ("mil_labels.h5", "avadataset"),
-                      ("train_order.h5", "order")):
-        whole = read(data_folder / name, key)
-        rewrite(data_folder / name, whole[::-1], key)
+    for name in ("visual", "audio", "video_labels", "order_train"):
+        path, key = data_folder / AVE_FILES[name].names[0], AVE_FILES[name].key
+        whole = read(path, key)
+        rewrite(path, whole[::-1], key)
         assert load(data_folder, weak=True).digest != before, name
-        rewrite(data_folder / name, whole, key)
+        rewrite(path, whole, key)
+    assert load(data_folder, weak=True).digest == before
 
 
-def test_weak_training_set_has_the_background_videos_behind_the_others(tiny_folder):
-    dataset = load(tiny_folder, weak=True)
-    order = read(tiny_folder / "train_order.h5", "order")
-    share, category = read(tiny_folder / "prob_label.h5"), read(tiny_folder / "mil_labels.h5")
+def test_a_weak_training_set_ends_with_the_background_videos(tiny_folder):
+    dataset, order = load(tiny_folder, weak=True), read(tiny_folder / "train_order.h5", "order")
     assert len(dataset) == 24 + 5
     assert_holds_rows(dataset, tiny_folder, order)
-    for position, row in enumerate(order):
-        np.testing.assert_array_equal(dataset[position]["label_share"], share[row].astype(np.float32))
-        assert dataset[position]["video_label"] == category[row].argmax()
-    for k in range(5):
-        item = dataset[24 + k]
-        assert item["video"] == 40 + k
-        np.testing.assert_array_equal(item["audio"], read(tiny_folder / "audio_feature_noisy.h5")[k].astype(np.float32))
-        visual = read(tiny_folder / "visual_feature_noisy.h5")[k]
-        np.testing.assert_array_equal(item["visual"], visual.astype(np.float32))
-        assert item["label_share"].tolist() == [0, 0, 0, 0, 1]
-        assert item["video_label"] == 4 and item["labels"].tolist() == [4] * 6
+    share, category = dataset[:]["label_share"], dataset[:]["video_label"]
+    assert np.array_equal(share[:24], read(tiny_folder / "prob_label.h5")[order].astype(np.float32))
+    assert np.array_equal(category[:24], read(tiny_folder / "mil_labels.h5")[order])
+    assert share[24:].tolist() == category[24:].tolist() == [[0, 0, 0, 0, 1]] * 5
+    background = dataset[list(range(24, 29))]
+    assert background["video"].tolist() == [40, 41, 42, 43, 44] and (background["labels"] == 4).all()
+    for name in ("audio", "visual"):
+        assert np.array_equal(background[name], read(tiny_folder / f"{name}_feature_noisy.h5").astype(np.float32))
 
 
-def test_a_list_of_positions_is_a_batch(tiny_folder):
-    dataset = load(tiny_folder)
-    batch = dataset[[7, 2]]
-    for name, value in batch.items():
-        assert torch.equal(value, torch.stack([dataset[7][name], dataset[2][name]]))
+def test_rows_without_video_are_counted_and_random_weights_known(data_folder):
+    order = read(data_folder / "train_order.h5", "order")
+    assert load(data_folder).without_features == 0 and not load(data_folder).random_weights
+    with h5py.File(data_folder / "visual_feature.h5", "a", locking=False) as file:
+        file["avadataset"].attrs.update(rows_without_video=order[:3], random_weights=True)
+    assert load(data_folder).without_features == 3 and load(data_folder).random_weights
+    with h5py.File(data_folder / "visual_feature.h5", "a", locking=False) as file:
+        file["avadataset"].attrs["rows_without_video"] = order
+    with pytest.raises(UserError, match="no video of train has features"):
+        load(data_folder)
 
 
-def test_both_names_of_the_label_file_and_paths_of_single_files(data_folder, tmp_path):
-    (data_folder / "right_labels.h5").rename(data_folder / "right_label.h5")
-    elsewhere = tmp_path / "my_sound.h5"
-    (data_folder / "audio_feature.h5").rename(elsewhere)
-    dataset = load(data_folder, audio=elsewhere)
-    np.testing.assert_array_equal(dataset[0]["audio"], read(elsewhere)[dataset[0]["video"]].astype(np.float32))
+def test_one_more_feature_file_is_in_each_batch(data_folder, monkeypatch):
+    """Two entries in dataset.py are enough; its shape is checked, and it has no background videos."""
+    flow = np.random.default_rng(0).random((40, 6, 5))
+    rewrite(data_folder / "flow_feature.h5", flow)
+    monkeypatch.setitem(AVE_FILES, "flow", type(AVE_FILES["audio"])(("flow_feature.h5",), "flow", "nowhere"))
+    monkeypatch.setattr("dataset.FEATURES", ("audio", "visual", "flow"))
+    item = load(data_folder)[[2, 0]]
+    assert np.array_equal(item["flow"], flow[item["video"]].astype(np.float32))
+    with pytest.raises(UserError, match="--background_videos off"):
+        load(data_folder, weak=True)
+    rewrite(data_folder / "flow_feature.h5", flow[:, :-1])
+    with pytest.raises(UserError, match=r"flow_feature.h5: has shape \(40, 5, 5\)"):
+        load(data_folder)
 
 
-def test_all_missing_files_are_listed_at_once_with_source_and_alternative(tmp_path):
+# ------------------------------------------------------------------------------------------- missing and broken files
+
+def test_all_missing_files_are_listed_at_once_with_source_and_alternative(data_folder, tmp_path):
     with pytest.raises(UserError) as error:
         load(tmp_path, weak=True)
-    text = str(error.value)
     for name in required_files(["train"], weak_training=True):
-        assert AVE_FILES[name].names[0] in text
-    assert "AVE-ECCV18" in text and "drive.google.com" in text and "data/synthetic.py" in text
+        assert AVE_FILES[name].names[0] in str(error.value)
+    assert "AVE-ECCV18" in str(error.value) and "data/synthetic.py" in str(error.value)
+    (data_folder / "right_labels.h5").rename(data_folder / "right_label.h5")      # as some lists name it
+    (data_folder / "audio_feature.h5").rename(tmp_path / "my_sound.h5")
+    assert len(load(data_folder, audio=tmp_path / "my_sound.h5")) == 24
 
 
-BROKEN = {
-    "not HDF5": ("visual_feature.h5", lambda folder: (folder / "visual_feature.h5").write_text("no"), "cannot be read"),
-    "truncated": ("visual_feature.h5", lambda folder: truncate(folder / "visual_feature.h5"), "cannot be read"),
-    "wrong key": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.zeros(3), "other"),
-                  "avadataset"),
-    "text": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.array([b"a"])), "not numbers"),
-    "wrong axes": ("visual_feature.h5", change("visual_feature.h5", lambda a: a[..., 0]), "shape"),
-    "fewer videos": ("audio_feature.h5", change("audio_feature.h5", lambda a: a[:-1]), "shape"),
-    "fewer segments": ("visual_feature.h5", change("visual_feature.h5", lambda a: a[:, :-1]), "shape"),
-    "row out of range": ("train_order.h5", change("train_order.h5", lambda a: a + 30, "order"), "rows 0 to 39"),
-    "negative row": ("train_order.h5", change("train_order.h5", lambda a: a - 30, "order"), "rows 0 to 39"),
-    "fractional rows": ("train_order.h5", change("train_order.h5", lambda a: a + 0.5, "order"), "whole numbers"),
-    "a row twice": ("train_order.h5", change("train_order.h5", lambda a: a[[0, 1, 0]], "order"), "more than once"),
-    "a link": ("audio_feature.h5", lambda folder: link(folder / "audio_feature.h5"), "link to another file"),
-    "one value": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", 3.5), "a single value"),
-    "nothing": ("labels_noisy.h5", lambda folder: rewrite(folder / "labels_noisy.h5", h5py.Empty("f8")), "nothing"),
-    "partly written": ("visual_feature.h5", lambda folder: unwritten(folder / "visual_feature.h5"),
-                       "not written to its end"),
-    "a chunk too short for its checksum": ("train_order.h5", lambda folder: short_chunk(folder / "train_order.h5"),
-                                           "not written to its end"),
-    "more rows than videos": ("train_order.h5", change("train_order.h5", lambda a: np.arange(41), "order"), "41 rows"),
-    "big-endian and too large": ("visual_feature.h5", change("visual_feature.h5", lambda a: (a + 1e100).astype(">f8")),
-                                 "NaN or inf"),
-    "empty split": ("train_order.h5", change("train_order.h5", lambda a: a[:0], "order"), "no videos"),
-    "no background videos": ("labels_noisy.h5", change("labels_noisy.h5", lambda a: a[:0]), "has no background video"),
-    "two labels": ("right_labels.h5", change("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
-    "no label": ("right_labels.h5", change("right_labels.h5", lambda a: a * 0), "not one-hot"),
-    "two categories": ("mil_labels.h5", change("mil_labels.h5", lambda a: a + a[:, ::-1]), "not one-hot"),
-    "share over 1": ("prob_label.h5", change("prob_label.h5", lambda a: 2 * a), "sum to 1"),
-    "negative share": ("prob_label.h5", change("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])),
-                       "sum to 1"),
-    "share of others": ("prob_label.h5", change("prob_label.h5", lambda a: a[:, :-1]),
-                        r"\[videos, classes\] must have shape \(40, 5\)"),
-    "background map": ("visual_feature_noisy.h5", change("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "shape"),
-    "background count": ("audio_feature_noisy.h5", change("audio_feature_noisy.h5", lambda a: a[:2]), "shape"),
-}
+def run_advice(error, folder):
+    """Runs the python command of a message."""
+    command = str(error.value).split("python -c ")[1].split('"')[1]
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=folder)
 
 
-def link(path):
-    path.rename(path.with_name("elsewhere.h5"))
-    with h5py.File(path, "w") as file:
-        file["avadataset"] = h5py.ExternalLink("elsewhere.h5", "avadataset")
-
-
-def unwritten(path):
+def test_the_advice_for_other_layouts_mends_them(data_folder):
+    path, expected = data_folder / "visual_feature.h5", load(data_folder)
     features = read(path)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("avadataset", features.shape, features.dtype,
-                            chunks=(1, *features.shape[1:]))[:-3] = features[:-3]
+    path.unlink()
+    np.save(path.with_suffix(".npy"), features)
+    with pytest.raises(UserError, match="visual_feature.h5: write") as beside:
+        load(data_folder)
+    run_advice(beside, data_folder)
+    assert load(data_folder).digest == expected.digest
+    path.with_suffix(".npy").rename(path)
+    with pytest.raises(UserError, match="is a NumPy file"):
+        load(data_folder)
+    rewrite(path, features, "avadataset/data")
+    cases = [(path, "'avadataset' is a group; it holds avadataset/data")]
+    rewrite(data_folder / "other.h5", features, "features")
+    cases.append((data_folder / "other.h5", "has no HDF5 dataset 'avadataset'; it holds features"))
+    rewrite(data_folder / "reversed.h5", features.T)
+    cases.append((data_folder / "reversed.h5", "reversed.h5 look reversed"))
+    for wrong, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            load(data_folder, visual=wrong)
+        run_advice(error, data_folder)
+        assert load(data_folder, visual=data_folder / "NEW.h5").digest == expected.digest
+    rewrite(path, features.mean(axis=(2, 3)))
+    with pytest.raises(UserError, match="without a map") as error:
+        load(data_folder)
+    run_advice(error, data_folder)
+    assert load(data_folder, visual=data_folder / "NEW.h5").sizes.map_size == (1, 1)
 
 
-def short_chunk(path):
+def in_file(name, function, key="avadataset"):
+    return name, change(name, function, key)
+
+
+def remake(name, **layout):
+    """A change that writes the file with h5py's options of create_dataset alone."""
+    def apply(folder):
+        with h5py.File(folder / name, "w", locking=False) as file:
+            file.create_dataset("avadataset", **layout)
+    return name, apply
+
+
+def short_chunk(folder):
     """What ends the program inside HDF5 if it is read."""
-    order = read(path, "order")
-    with h5py.File(path, "w") as file:
-        dataset = file.create_dataset("order", order.shape, order.dtype, chunks=order.shape, fletcher32=True)
+    with h5py.File(folder / "train_order.h5", "w", locking=False) as file:
+        dataset = file.create_dataset("order", (24,), int, chunks=(24,), fletcher32=True)
         dataset.id.write_direct_chunk((0,), b"\0\0")
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-5000])
+def unknown_filter(folder):
+    """As a filter that h5py lacks leaves a file."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk((24,))
+    layout.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+    with h5py.File(folder / "train_order.h5", "w", locking=False) as file:
+        h5py.h5d.create(file.id, b"order", h5py.h5t.NATIVE_INT64, h5py.h5s.create_simple((24,)), layout).write(
+            h5py.h5s.ALL, h5py.h5s.ALL, np.arange(24))
+
+
+BROKEN = {
+    "not HDF5": ("visual_feature.h5", lambda folder: (folder / "visual_feature.h5").write_text("no"), "download"),
+    "cut short": ("visual_feature.h5", lambda folder: os.truncate(folder / "visual_feature.h5", 9000), "download"),
+    "partly written": (*remake("audio_feature.h5", shape=(40, 6, 12), dtype="f4", chunks=(1, 6, 12)), "not written to its end"),
+    "never written": (*remake("audio_feature.h5", shape=(40, 6, 12), dtype="f4"), "not written to its end"),
+    "a chunk too short": ("train_order.h5", short_chunk, "not written to its end"),
+    "a filter": ("train_order.h5", unknown_filter, "filter 32015 .*pip install hdf5plugin.*h5repack -f NONE"),
+    "text": (*remake("audio_feature.h5", data=np.array([b"a"])), "not numbers"),
+    "one value": (*remake("audio_feature.h5", data=3.5), "a single value"),
+    "axes": (*in_file("visual_feature.h5", lambda a: a[..., 0]), r"shape \(40, 6, 3, 3\); expected"),
+    "maps of VGGish": (*in_file("audio_feature.h5", lambda a: np.ones((40, 6, 6, 4, 12))), "last pooling layer"),
+    "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), "must agree"),
+    "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
+    "background map": (*in_file("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "must have shape"),
+    "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "has no background videos"),
+    "row out of range": (*in_file("train_order.h5", lambda a: a + 30, "order"), "rows 0 to 39"),
+    "negative row": (*in_file("train_order.h5", lambda a: a - 30, "order"), "rows 0 to 39"),
+    "fractional rows": (*in_file("train_order.h5", lambda a: a + 0.5, "order"), "whole numbers"),
+    "a row twice": (*in_file("train_order.h5", lambda a: a[[0, 1, 0]], "order"), "more than once"),
+    "empty split": (*in_file("train_order.h5", lambda a: a[:0], "order"), "no videos"),
+    "two labels": (*in_file("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
+    "no label": (*in_file("mil_labels.h5", lambda a: a * 0), "not one-hot"),
+    "share over 1": (*in_file("prob_label.h5", lambda a: with_value(a, 3, 0.3)), "row 3 does not hold shares"),
+    "negative share": (*in_file("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])), "row 3"),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -206,49 +252,102 @@ def test_broken_data_is_refused_by_file_and_reason(data_folder, case):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("row, fits", [
-    ([0.3, 0, 0, 0, 0.7], True), ([0.3, 0, 0, 0, 0.7005], True), ([0.3, 0, 0, 0, 0.702], False),
-    ([0.3, 0, 0, 0, 0.698], False), ([0, 0, 0, 0, 0], False)])
-def test_shares_of_labels_sum_to_one_within_a_thousandth(data_folder, row, fits):
-    change("prob_label.h5", lambda share: with_value(share, 3, row))(data_folder)
-    if fits:
-        load(data_folder, weak=True)
-    else:
-        with pytest.raises(UserError, match="prob_label.h5: row 3 is no share"):
-            load(data_folder, weak=True)
+def test_shares_of_float16_are_accepted(data_folder):
+    change("prob_label.h5", lambda share: (share / 3 + [[0, 0, 0, 1 / 3, 1 / 3]]).astype("f2"))(data_folder)
+    load(data_folder, weak=True)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype, value", [("f8", np.nan), ("f8", -1e300), ("f2", np.inf)])
 @pytest.mark.parametrize("name", ["audio_feature.h5", "visual_feature.h5"])
-def test_values_that_are_not_finite_in_float32_are_found_by_video(data_folder, name, value):
+def test_values_that_are_not_finite_in_float32_are_found_by_row(data_folder, name, dtype, value):
     row = read(data_folder / "train_order.h5", "order")[7]
-    features = read(data_folder / name)
-    features[row, 2, ..., 1] = value
-    rewrite(data_folder / name, features)
-    with pytest.raises(UserError, match=f"{name}.*video row {row},"):
-        load(data_folder)
-    with pytest.raises(UserError, match=f"{name}.*video row {row},"):
-        load(data_folder, features="disk")[[2, 7]]
+    change(name, lambda a: with_value(a.astype(dtype), (row, 2, ..., 1), value))(data_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for features in ("memory", "disk"):
+            with pytest.raises(UserError, match=f"{name}: contains NaN or infinite values .*row {row},"):
+                load(data_folder, features=features)[[2, 7]]
 
 
-def test_a_file_overwritten_while_it_is_in_use_is_named(data_folder):
-    """With other numbers of the same size, in place."""
+def test_the_systems_own_reason_is_quoted(tmp_path):
+    """It does not help to download a file again that cannot be read."""
+    for path, reason in ((tmp_path, "Is a directory"), ("/proc/self/mem", "Input/output error")):
+        if os.path.exists(path):
+            with pytest.raises(UserError, match=f"{path}: cannot be read .{reason}.$"), open_h5(path):
+                pass
+
+
+def test_a_file_that_becomes_shorter_while_it_is_open_is_named(data_folder):
     path = data_folder / "visual_feature.h5"
     dataset = load(data_folder, features="disk")
-    whole = path.read_bytes()
-    os.utime(path, ns=(0, 0))
-    with open(path, "r+b") as file:
-        file.write(whole[:-8] + bytes(8))
-    with pytest.raises(UserError, match="visual_feature.h5: was changed while"):
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(UserError, match="visual_feature.h5: became shorter"):
         dataset[0]
+    with pytest.raises(UserError, match="right_labels.h5: became shorter"):
+        with open_h5(data_folder / "right_labels.h5") as labels:
+            os.truncate(data_folder / "right_labels.h5", 3000)
+            read_rows("right_labels.h5", labels, slice(0, 40))
 
 
-def test_a_file_cut_short_while_it_is_in_use_is_named(data_folder):
-    dataset = load(data_folder, features="disk")
-    dataset[0]
-    os.truncate(data_folder / "visual_feature.h5", (data_folder / "visual_feature.h5").stat().st_size // 2)
-    with pytest.raises(UserError, match="visual_feature.h5: was changed while"):
-        dataset[list(range(len(dataset)))]
+@pytest.mark.parametrize("layout", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "compressed"])
+def test_damage_anywhere_ends_in_one_line_or_in_finite_numbers(data_folder, layout):
+    path, generator = data_folder / "visual_feature.h5", np.random.default_rng(0)
+    rewrite(path, read(path), **layout)
+    whole = path.read_bytes()
+    for number in range(40):
+        data = bytearray(whole)
+        if number % 2:
+            data = data[:generator.integers(len(whole))]
+        else:
+            data[generator.integers(2200)] ^= 1 << generator.integers(8)      # the first 2 kB hold the structure
+        path.write_bytes(data)
+        try:
+            features = load(data_folder)[:]["visual"]
+            assert number % 2 == 0 and features.isfinite().all()
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_a_new_file_gets_its_name_when_it_is_whole(tmp_path):
+    with pytest.raises(KeyError), new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
+        raise KeyError
+    for place in ("nowhere/a.h5", "file/a.h5"):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError) as error, new_h5(tmp_path / place, (3,), "f4"):
+            pass
+        assert str(tmp_path) in str(error.value.filename)
+    with pytest.raises(OSError, match="No space left") as error, new_h5(tmp_path / "a.h5", (10**15,), "f4"):
+        pass
+    assert error.value.filename == str(tmp_path / "a.h5") and [path.name for path in tmp_path.iterdir()] == ["file"]
+    with new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
+        dataset[:] = [1, 2, 3]
+    assert read(tmp_path / "a.h5").tolist() == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------- notes and names
+
+def sizes_of(map_size=(7, 7), visual_dim=512, rows=40, num_classes=5):
+    return Sizes(rows, 6, 128, map_size, visual_dim, num_classes)
+
+
+def test_channels_before_height_and_width_are_noted():
+    for map_size, visual_dim in (((7, 7), 512), ((1, 1), 512), ((3, 3), 20), ((14, 14), 4)):
+        assert layout_note(sizes_of(map_size, visual_dim)) == ""
+    for map_size, visual_dim in (((512, 7), 7), ((512, 1), 1), ((2048, 7), 14)):
+        assert "channels came first" in layout_note(sizes_of(map_size, visual_dim))
+
+
+def test_background_as_the_first_class_is_noted(tiny_folder):
+    labels = load(tiny_folder).tensors["labels"]
+    assert background_note(labels, sizes_of()) == ""
+    assert background_note(torch.full((9, 6), 4), sizes_of()) == ""
+    assert "class 0 looks like background" in background_note((labels + 1) % 5, sizes_of())
+
+
+def test_annotations_may_have_a_header_blanks_and_empty_lines_at_the_end(tmp_path):
+    path = tmp_path / "Annotations.txt"
+    path.write_bytes(b"Category&VideoID&Quality&StartTime&EndTime\r\nBark & a&good&0&10\r\nCat&b&good& 2&2 \r\n\r\n \r\n")
+    assert read_annotations(path) == [("Bark", "a", "good", 0, 10, 2), ("Cat", "b", "good", 2, 2, 3)]
 
 
 @pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", "Bark&id&good&5&3", "Bark&id&good&-1&3", ""])
@@ -259,39 +358,37 @@ def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
         read_annotations(path)
 
 
-@pytest.mark.parametrize("name", ["visual_feature.h5", "right_labels.h5", "train_order.h5"])
-def test_truncations_and_bit_flips_end_in_one_line_or_in_data(data_folder, name):
-    """Damage anywhere in a file: a UserError that names a file, or numbers that pass every check."""
-    whole = (data_folder / name).read_bytes()
-    generator = np.random.default_rng(0)
-    for number in range(60):
-        data = bytearray(whole)
-        if number % 3 == 0:
-            data = data[:generator.integers(len(whole))]
-        else:      # the first 2 kB hold the structure of the file
-            until = min(2200, len(whole)) if number % 3 == 1 else len(whole)
-            data[generator.integers(until)] ^= 1 << generator.integers(8)
-        (data_folder / name).write_bytes(data)
-        try:
-            dataset = load(data_folder, weak=True)
-        except UserError as error:
-            assert str(data_folder) in str(error)
-        else:
-            assert all(torch.isfinite(value.double()).all() for value in dataset[list(range(len(dataset)))].values())
+def annotated(path, *categories):
+    path.write_text("".join(f"{category}&id{row}&good&0&10\n" for row, category in enumerate(categories)))
+    return read_annotations(path)
 
 
-def test_one_more_feature_file_is_in_each_batch(data_folder, monkeypatch):
-    """Two entries in dataset.py are enough; its shape is checked, and it has no background videos."""
-    import dataset as module
-    flow = np.random.default_rng(0).random((40, 6, 5))
-    rewrite(data_folder / "flow_feature.h5", flow)
-    monkeypatch.setitem(module.AVE_FILES, "flow", module.AVEFile(("flow_feature.h5",), "flow", "nowhere"))
-    monkeypatch.setattr(module, "FEATURES", ("audio", "visual", "flow"))
-    for features in ("memory", "disk"):
-        item = load(data_folder, features=features)[[2, 0]]
-        np.testing.assert_array_equal(item["flow"], flow[item["video"]].astype(np.float32))
-    with pytest.raises(UserError, match="--background_videos off"):
-        load(data_folder, weak=True)
-    rewrite(data_folder / "flow_feature.h5", flow[:, :-1])
-    with pytest.raises(UserError, match=r"flow_feature.h5: has shape \(40, 5, 5\)"):
-        load(data_folder)
+def test_class_names_are_those_of_AVE_for_its_own_data_alone(tmp_path):
+    ave = annotated(tmp_path / "Annotations.txt", "Cat", "Bark")
+    assert class_names(ave) == class_names(ave, 29) == list(AVE_CLASSES)
+    assert class_names(ave, 3) == ["Cat", "Bark", "background"]
+    assert class_names(num_classes=3) == ["category 0", "category 1", "background"]
+    with pytest.raises(UserError, match="has 2 lines, but the data has 40 rows"):
+        names_and_ids(tmp_path, None, sizes_of())
+    (tmp_path / "Annotations.txt").unlink()
+    assert names_and_ids(tmp_path, None, sizes_of(rows=4143, num_classes=29)) == (list(AVE_CLASSES), None)
+    assert names_and_ids(tmp_path, None, sizes_of(num_classes=29)) == (None, None)      # own 28 categories
+    (tmp_path / "videos.txt").write_text("a.mp4\n" * 40)
+    assert names_and_ids(tmp_path, None, sizes_of(), ["x"] * 5) == (["x"] * 5, ["a.mp4"] * 40)
+
+
+def test_a_misspelt_category_is_noted(tmp_path):
+    notes = unknown_categories(annotated(tmp_path / "a", "Cat", "Cta", "Bark", "Cta", "Clock"))
+    assert len(notes) == 1 and "'Cta'" in notes[0] and "2 lines" in notes[0] and "line 2" in notes[0]
+    assert unknown_categories(annotated(tmp_path / "a", "dog", "cat", "Bark")) == []
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):
+    with progress_bar(total=3, desc="work", unit="step") as bar:
+        bar.update()      # too soon after the first line
+        bar.mininterval = 0
+        bar.update()
+        bar.update()
+    error = capsys.readouterr().err
+    lines = error.splitlines()
+    assert "\r" not in error and "0/3" in lines[0] and "3/3" in lines[-1] and "1/3" not in error

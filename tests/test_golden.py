@@ -4,19 +4,19 @@ golden/released.json holds, for each setting, intermediate tensors (wide ones cu
 norm of the whole), losses, the gradient norm of each parameter, the losses of 10 Adam steps and the accuracy.
 """
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, one_hot
 
-import psp_model
-from conftest import close
+from conftest import TESTS, close
 from golden import recipe
 from model.released import our_name
+from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, avps_loss, avps_target, fully_supervised_loss,
+                       video_probability, weakly_supervised_loss)
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "released.json").read_text())
-BACKGROUND = 28
+GOLDEN = json.loads((TESTS / "golden" / "released.json").read_text())
 
 
 class GoldenRun:
@@ -24,18 +24,14 @@ class GoldenRun:
 
     def __init__(self, setting):
         self.setting, self.golden = setting, GOLDEN[setting]
-        options = psp_model.FULLY_SUPERVISED if setting == "fully" else psp_model.WEAKLY_SUPERVISED
-        self.network = psp_model.PSPNetwork(128, 512, (7, 7), 29, threshold=self.golden["threshold"], **options)
-        self.network.double().eval()
+        options = FULLY_SUPERVISED if setting == "fully" else WEAKLY_SUPERVISED
+        self.network = PSPNetwork(128, 512, (7, 7), 29, threshold=self.golden["threshold"], **options).eval()
         self.names = {released: our_name(released, setting) for released in self.golden["grad_norms"]}
         shapes = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         self.network.load_state_dict({
             ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, shapes[ours]))
             for released, ours in self.names.items()}, strict=True)
-
-        audio, visual, labels = recipe.inputs(GOLDEN["seed"], GOLDEN["batch"])
-        self.audio, self.visual, self.labels = map(torch.from_numpy, (audio, visual, labels))
-        self.label_share = torch.nn.functional.one_hot(self.labels, 29).double().mean(dim=1)
+        self.audio, self.visual, self.labels = map(torch.from_numpy, recipe.inputs(GOLDEN["seed"], GOLDEN["batch"]))
 
         inner = {}
         for name in ("attention", "lstm_audio", "lstm_visual"):
@@ -52,17 +48,18 @@ class GoldenRun:
             "logits": self.output.logits,
             "scores": self.output.logits,
             "similarity": self.output.similarity,
-            "video_prob": psp_model.video_probability(self.output.logits),
+            "video_prob": video_probability(self.output.logits),
         }
 
     def loss(self, output):
         if self.setting == "fully":
-            return psp_model.fully_supervised_loss(output, self.labels, LAMBDA=self.golden["lam"])
-        return psp_model.weakly_supervised_loss(output, self.label_share)
+            return fully_supervised_loss(output, self.labels, avps_target(self.labels, 28), self.golden["lam"])
+        return weakly_supervised_loss(output, one_hot(self.labels, 29).double().mean(dim=1))
 
 
 @pytest.fixture(params=["fully", "weakly"])
 def run(request):
+    torch.set_default_dtype(torch.float64)
     return GoldenRun(request.param)
 
 
@@ -77,13 +74,10 @@ def test_every_intermediate_tensor_agrees(run):
 
 def test_losses_and_accuracy_agree(run):
     close(run.loss(run.output), run.golden["loss"])
-    accuracy = (run.output.logits.argmax(-1) == run.labels).double().mean()
-    close(accuracy, run.golden["accuracy"])
+    close((run.output.logits.argmax(-1) == run.labels).double().mean(), run.golden["accuracy"])
     if run.setting == "fully":
-        target = psp_model.avps_target(run.labels, BACKGROUND, torch.float64)
-        close(psp_model.avps_loss(run.output.similarity, target), run.golden["loss_avps"])
-        close(torch.nn.functional.cross_entropy(run.output.logits.flatten(0, 1), run.labels.flatten()),
-              run.golden["loss_ce"])
+        close(avps_loss(run.output.similarity, avps_target(run.labels, 28)), run.golden["loss_avps"])
+        close(cross_entropy(run.output.logits.flatten(0, 1), run.labels.flatten()), run.golden["loss_ce"])
 
 
 def test_every_gradient_norm_agrees_and_no_parameter_is_unused(run):

@@ -1,38 +1,50 @@
-"""Labels built from annotations: hand-worked, and equal to the published files."""
+"""Labels built from annotations: worked by hand, and equal to the published files."""
 import numpy as np
 
 from conftest import read
 
 
+def prepare(run, folder, text, *options, code=0):
+    (folder / "Annotations.txt").write_bytes(text.encode())
+    return run("data/prepare_labels.py", "--annotations", folder / "Annotations.txt", "--output_dir", folder / "out",
+               *options, code=code)
+
+
 def test_label_files_worked_by_hand(quick_script, tmp_path):
-    (tmp_path / "Annotations.txt").write_text("cat&id0&good&0&4\ndog&id1&good&1&3\ncat&id2&good&2&2\n")
-    done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "Annotations.txt",
-                        "--output_dir", tmp_path,
-                  "--segments", 4, "--background_videos", 2)
-    assert read(tmp_path / "right_labels.h5").argmax(-1).tolist() == [[0, 0, 0, 0], [2, 1, 1, 2], [2, 2, 2, 2]]
-    assert read(tmp_path / "right_labels.h5").sum(-1).tolist() == [[1] * 4] * 3
-    assert read(tmp_path / "prob_label.h5").tolist() == [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]]
-    assert read(tmp_path / "mil_labels.h5").tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert read(tmp_path / "labels_noisy.h5").tolist() == [[0, 0, 1]] * 2
-    assert "line 3 (video row 2, id2)" in done.stdout
+    done = prepare(quick_script, tmp_path, "Category&VideoID&Quality&StartTime&EndTime\r\ncat&id0&good&0&4\r\n"
+                   "dog & id1&good&1&3\r\ncat&id2&good&2&2\r\n\r\n", "--segments", 4, "--background_videos", 2)
+    right = read(tmp_path / "out" / "right_labels.h5")
+    assert right.argmax(-1).tolist() == [[0, 0, 0, 0], [2, 1, 1, 2], [2, 2, 2, 2]]
+    assert right.sum(-1).tolist() == [[1] * 4] * 3
+    assert read(tmp_path / "out" / "prob_label.h5").tolist() == [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]]
+    assert read(tmp_path / "out" / "mil_labels.h5").tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert read(tmp_path / "out" / "labels_noisy.h5").tolist() == [[0, 0, 1]] * 2
+    assert "line 4 (video row 2, id2)" in done.stdout
 
 
 def test_a_bad_line_writes_nothing(quick_script, tmp_path):
-    for line, number in (("cat&id1&good&0", 2), ("cat&id1&good&0&11", 2)):
-        (tmp_path / "Annotations.txt").write_text(f"cat&id0&good&0&4\n{line}\n")
-        done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "Annotations.txt", "--output_dir",
-                      tmp_path / "out", code=2)
-        assert f"line {number} " in done.stderr
-        assert not list(tmp_path.glob("out/*"))
+    for line in ("cat&id1&good&0", "cat&id1&good&0&11"):
+        done = prepare(quick_script, tmp_path, f"cat&id0&good&0&4\n{line}\n", code=2)
+        assert "line 2 " in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_category_is_noted(quick_script, tmp_path):
+    done = prepare(quick_script, tmp_path, "Cat&id0&good&0&4\nBark&id1&good&0&4\nBaark&id2&good&0&4\n")
+    assert "note: 'Baark' is not a category of AVE (1 lines, the first is line 3)" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_named(quick_script, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert f"{tmp_path}/out: " in prepare(quick_script, tmp_path, "Cat&id0&good&0&4\n", code=2).stderr
 
 
 def test_equal_to_the_published_files(quick_script, real_ave, tmp_path):
     done = quick_script("data/prepare_labels.py", "--annotations", real_ave / "Annotations.txt",
                         "--output_dir", tmp_path)
-    np.testing.assert_array_equal(read(tmp_path / "mil_labels.h5"), read(real_ave / "mil_labels.h5"))
-    np.testing.assert_array_equal(read(tmp_path / "labels_noisy.h5"), read(real_ave / "labels_noisy.h5"))
+    assert np.array_equal(read(tmp_path / "mil_labels.h5"), read(real_ave / "mil_labels.h5"))
+    assert np.array_equal(read(tmp_path / "labels_noisy.h5"), read(real_ave / "labels_noisy.h5"))
     right = read(tmp_path / "right_labels.h5")
-    np.testing.assert_array_equal(1 - right[..., 28], read(real_ave / "labels_closs.h5"))
+    assert np.array_equal(1 - right[..., 28], read(real_ave / "labels_closs.h5"))
     event = right[..., :28].sum(-1) > 0
     assert (right.argmax(-1)[event] == np.repeat(read(real_ave / "mil_labels.h5").argmax(-1), event.sum(1))).all()
     np.testing.assert_allclose(read(tmp_path / "prob_label.h5"), right.mean(1))

@@ -1,9 +1,9 @@
-"""Metrics beside segment accuracy, and figures over several seeds, on cases worked by hand or in another way."""
-import json
-
+"""Metrics besides segment accuracy, and the interval of a mean, on cases worked by hand or in another way."""
 import numpy as np
 import pytest
 
+from conftest import read
+from dataset import read_annotations
 from model.metrics import Predictions, bootstrap_interval, events_of, matched_events
 
 B = 9      # background
@@ -36,7 +36,7 @@ def test_a_case_worked_by_hand():
     assert result.references(B) == {"always_background": 10 / 24, "category_everywhere": 20 / 24}
 
 
-def test_nothing_to_count_is_told_apart_from_zero():
+def test_nothing_to_count_is_not_zero():
     nothing = predictions([[B, B]], [[B, B]]).metrics(B)
     assert nothing["video_category"] is None and nothing["segment_f1"] is None and nothing["event_f1"] is None
     assert nothing["segment_f1_per_video"] == nothing["event_f1_per_video"] == 1      # nothing true, nothing predicted
@@ -57,56 +57,19 @@ def test_half_an_overlap_is_enough_and_a_true_event_counts_once():
 
 
 def test_reference_points_of_the_real_test_split(real_ave):
-    import h5py
-
-    from data.prepare_labels import segment_labels
-    from data.annotations import read_annotations
-    labels = segment_labels(read_annotations(real_ave / "Annotations.txt"), 10)[0].argmax(-1)
-    with h5py.File(real_ave / "test_order.h5") as file:
-        labels = labels[file["order"][:]]
-    references = predictions(labels, labels).references(28)
+    annotations = read_annotations(real_ave / "Annotations.txt")
+    labels = np.full((len(annotations), 10), B)
+    for row, annotation in enumerate(annotations):
+        labels[row, annotation.start:annotation.end] = 1      # the category does not matter
+    labels = labels[read(real_ave / "test_order.h5", "order")]
+    references = predictions(labels, labels).references(B)
     assert round(100 * references["always_background"], 1) == 17.8
     assert round(100 * references["category_everywhere"], 1) == 82.2
 
 
-def test_the_bootstrap_interval_is_that_of_the_mean():
+def test_the_bootstrap_gives_the_interval_of_the_mean():
     values = np.random.default_rng(1).random(400)
     low, high = bootstrap_interval(values)
     error = 1.96 * values.std() / 20      # of the normal approximation, good for 400 values
     assert low == pytest.approx(values.mean() - error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + error, abs=0.1 * error)
-
-
-def test_runs_are_those_of_single_seeds_and_go_on_where_they_were_stopped(main_in_process, tiny_folder, tmp_path):
-    options = ("--train", "--nb_epoch", 3, "--check_epoch", 1, "--batch_size", 8, "--data_dir", tiny_folder)
-    code, out, error = main_in_process("fully_supervised_main.py", *options, "--seed", 5, "--runs", 3,
-                                       "--output_dir", tmp_path / "runs")
-    assert code == 0, error
-    saved = json.loads((tmp_path / "runs" / "PSP_runs.json").read_text())
-    assert [run["seed"] for run in saved["runs"]] == [5, 6, 7]
-    for run in saved["runs"]:
-        assert main_in_process("fully_supervised_main.py", *options, "--seed", run["seed"],
-                               "--output_dir", tmp_path / "one")[0] == 0
-        log = (tmp_path / "one" / "PSP_fully.jsonl").read_text().splitlines()
-        best = json.loads(log[-1])["result"]["best_validation"]
-        assert run["best_epoch"] == best["epoch"]
-        assert (run["val"], run["test"]) == (best["val_accuracy"], best["test_accuracy"])
-        assert sum(run["test_correct"]) / (7 * 6) == pytest.approx(run["test"])
-    test = [run["test"] for run in saved["runs"]]
-    assert saved["summary"]["mean"] == pytest.approx(np.mean(test))
-    assert saved["summary"]["std"] == pytest.approx(np.std(test, ddof=1))
-    assert f"{100 * np.mean(test):.2f} ± {100 * np.std(test, ddof=1):.2f} %" in out
-
-    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.pt")}
-    (tmp_path / "runs" / "PSP_runs.json").unlink()
-    for path in (tmp_path / "runs" / "seed6").iterdir():
-        path.unlink()
-    assert main_in_process("fully_supervised_main.py", *options, "--seed", 5, "--runs", 3, "--resume",
-                           "--output_dir", tmp_path / "runs")[0] == 0
-    assert json.loads((tmp_path / "runs" / "PSP_runs.json").read_text()) == saved
-    assert all(path.read_bytes() == content for path, content in before.items() if path.name == "PSP_fully.pt")
-
-    once_more = ("--train", "--lr", 1e9, "--batch_size", 8, "--runs", 2, "--data_dir", tiny_folder)      # that fails
-    assert main_in_process("weakly_supervised_main.py", *once_more, "--output_dir", tmp_path / "runs")[0] == 2
-    assert [path.name for path in (tmp_path / "runs").glob("*.json")] == ["PSP_runs.1.json"]
-    assert json.loads((tmp_path / "runs" / "PSP_runs.1.json").read_text()) == saved

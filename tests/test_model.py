@@ -1,4 +1,4 @@
-"""The parts of the network against plain loops and hand-worked examples."""
+"""Propagation, the losses and the ablations, against plain loops and examples worked by hand."""
 import math
 
 import pytest
@@ -7,23 +7,16 @@ import torch
 from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, AudioGuidedVisualAttention, PositiveSamplePropagation,
                        PSPNetwork, avps_loss, avps_target, fully_supervised_loss, weakly_supervised_loss)
 
+SETTINGS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 
-def test_attention_equals_a_loop_over_regions():
+
+def test_attention_on_a_few_videos_at_once_equals_attention_on_all(monkeypatch):
     torch.manual_seed(0)
-    attention = AudioGuidedVisualAttention(5, 6, 4, hidden_dim=7).double()
-    audio, visual = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 4, 6).double()
-    attended, alpha = attention(audio, visual)
-    for b in range(2):
-        for t in range(3):
-            H_a = torch.relu(attention.U_a.weight @ audio[b, t] + attention.U_a.bias)
-            from_audio = attention.W_g.weight @ H_a
-            z = []
-            for r in range(4):
-                H_v = torch.relu(attention.U_v.weight @ visual[b, t, r] + attention.U_v.bias)
-                z.append(attention.w_h.weight[0] @ torch.tanh(attention.W_v.weight @ H_v + from_audio[r]))
-            weights = torch.softmax(torch.stack(z), 0)
-            torch.testing.assert_close(alpha[b, t], weights)
-            torch.testing.assert_close(attended[b, t], sum(w * v for w, v in zip(weights, visual[b, t])))
+    attention = AudioGuidedVisualAttention(6, 10, num_regions=9)
+    audio, visual = torch.randn(7, 4, 6), torch.randn(7, 4, 9, 10)
+    monkeypatch.setattr("psp_model.CACHED_VALUES", 3 * 4 * 9 * 512)      # three videos
+    for part, expected in zip(attention(audio, visual), attention.attend(audio, visual), strict=True):
+        torch.testing.assert_close(part, expected)
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
@@ -33,7 +26,8 @@ def test_propagation_equals_a_loop_over_segments(renormalise):
     psp = PositiveSamplePropagation(d, threshold, renormalise, output_layers=False).double().eval()
     v, a = torch.randn(1, T, d).double(), torch.randn(1, T, d).double()
     result = psp(v, a)
-    v1, v2, a1, a2 = (torch.relu(part[0](x))[0] for part, x in ((psp.v1, v), (psp.v2, v), (psp.a1, a), (psp.a2, a)))
+    v1, v2, a1, a2 = (torch.relu(part[0](x))[0] for part, x in (
+        (psp.visual_value, v), (psp.visual_query, v), (psp.audio_key, a), (psp.audio_value, a)))
 
     def propagate(query, key, value, own):
         rows = []
@@ -49,20 +43,18 @@ def test_propagation_equals_a_loop_over_segments(renormalise):
 
     gamma_va, visual = propagate(v2, a1, a2, v[0])
     gamma_av, audio = propagate(a1, v2, v1, a[0])
-    torch.testing.assert_close(result.gamma_va[0], gamma_va, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(result.gamma_av[0], gamma_av, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(result.visual[0], visual, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(result.audio[0], audio, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(result.fusion, (result.visual + result.audio) / 2)
+    for found, expected in ((result.gamma_va, gamma_va), (result.gamma_av, gamma_av), (result.visual, visual),
+                            (result.audio, audio), (result.fusion, (visual + audio) / 2)):
+        torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_pruning_is_strict_and_renormalises_only_where_asked():
+def test_pruning_is_strict_and_renormalises_only_if_asked():
     beta = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]])
-    assert PositiveSamplePropagation(4, 0.25, False, False).prune(beta).tolist() == torch.tensor(
-        [[[0.5, 0, 0], [0, 0, 0.6]]]).tolist()
+    torch.testing.assert_close(PositiveSamplePropagation(4, 0.25, False, False).prune(beta),
+                               torch.tensor([[[0.5, 0, 0], [0, 0, 0.6]]]))
     torch.testing.assert_close(PositiveSamplePropagation(4, 0.2, True, False).prune(beta),
                                torch.tensor([[[0.5, 0.25, 0.25], [0, 0, 1.0]]]))
-    # A row without any similarity stays empty, and is no NaN.
+    # A row without any similarity stays empty and does not become NaN.
     assert PositiveSamplePropagation(4, 0.2, True, False).prune(torch.zeros(1, 2, 3)).abs().sum() == 0
 
 
@@ -75,25 +67,21 @@ def test_avps_target_and_loss_worked_by_hand():
     torch.testing.assert_close(avps_loss(similarity, target), torch.tensor(0.125 / 8))
 
 
-@pytest.mark.parametrize("options", [FULLY_SUPERVISED, WEAKLY_SUPERVISED], ids=["fully", "weakly"])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("sizes", [(128, 512, (7, 7), 29, 10), (5, 768, (2, 3), 4, 3), (7, 9, (1, 1), 2, 1)])
-def test_any_sizes_and_what_a_forward_pass_gives_back(options, sizes):
-    audio_dim, visual_dim, (h, w), labels, T = sizes
-    network = PSPNetwork(audio_dim, visual_dim, (h, w), labels, threshold=0.1, **options)
+def test_a_network_of_any_sizes(setting, sizes):
+    audio_dim, visual_dim, (h, w), num_classes, T = sizes
+    network = PSPNetwork(audio_dim, visual_dim, (h, w), num_classes, threshold=0.1, **SETTINGS[setting])
     output = network(torch.rand(2, T, audio_dim), torch.rand(2, T, h, w, visual_dim))
-    assert output.logits.shape == (2, T, labels)
+    assert output.logits.shape == (2, T, num_classes)
     assert output.similarity.shape == (2, T)
     assert output.attention.shape == (2, T, h, w)
     torch.testing.assert_close(output.attention.sum((2, 3)), torch.ones(2, T))
     for name in ("beta_va", "beta_av", "gamma_va", "gamma_av"):
         assert getattr(output.psp, name).shape == (2, T, T)
-    loss = (fully_supervised_loss(output, torch.zeros(2, T, dtype=torch.long), 100) if options is FULLY_SUPERVISED
-            else weakly_supervised_loss(output, torch.full((2, labels), 1 / labels)))
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_initial_values_are_xavier_uniform_where_the_spec_says_so():
+def test_initial_values_are_xavier_uniform_in_attention_psp_and_classifier():
     torch.manual_seed(0)
     network = PSPNetwork(128, 512, (7, 7), 29, threshold=0.1, **FULLY_SUPERVISED)
     for name, weight in network.named_parameters():
@@ -102,3 +90,63 @@ def test_initial_values_are_xavier_uniform_where_the_spec_says_so():
         xavier = name.startswith(("attention.", "psp.", "classifier."))
         bound = math.sqrt(6 / sum(weight.shape)) if xavier else math.sqrt(1 / weight.shape[1])
         assert 0.93 * bound < weight.abs().max() <= bound * 1.0001, name
+
+
+# ------------------------------------------------------------------------------------------- ablations
+
+def network(setting, **options):
+    torch.manual_seed(1)
+    return PSPNetwork(12, 20, (3, 3), 5, **{"threshold": 0.15, **SETTINGS[setting], **options}).double().eval()
+
+
+def features(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(2, 6, 12, generator=generator, dtype=torch.float64),
+            torch.rand(2, 6, 3, 3, 20, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_mean_attention_sees_no_place(setting):
+    audio, visual = features()
+    flipped = visual.flip(2)
+    ablated, whole = network(setting, attention="mean"), network(setting)
+    torch.testing.assert_close(ablated(audio, visual).logits, ablated(audio, flipped).logits)
+    assert not torch.allclose(whole(audio, visual).logits, whole(audio, flipped).logits)
+    assert torch.allclose(ablated(audio, visual).attention, torch.tensor(1 / 9).double())
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_threshold_0_propagates_all_pairs_and_threshold_1_none(setting):
+    everything, nothing = (network(setting, threshold=threshold)(*features()).psp for threshold in (0, 1))
+    torch.testing.assert_close(everything.gamma_va, everything.beta_va)
+    assert nothing.beta_va.count_nonzero() and not nothing.gamma_va.count_nonzero()
+
+
+@pytest.mark.parametrize("modality, used", [("audio", 0), ("visual", 1)])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_one_modality_depends_on_that_one_alone(setting, modality, used):
+    first, second = features(0), features(1)
+    ablated = network(setting, modality=modality)
+    logits = ablated(*first).logits
+    other_changed = [second[i] if i != used else first[i] for i in (0, 1)]
+    own_changed = [second[i] if i == used else first[i] for i in (0, 1)]
+    assert torch.equal(ablated(*other_changed).logits, logits)
+    assert not torch.allclose(ablated(*own_changed).logits, logits)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("options, left_out", [
+    ({}, ()), ({"attention": "mean"}, ("attention.",)), ({"modality": "audio"}, ("attention.", "visual_in.")),
+    ({"modality": "visual"}, ("audio_in.",)), ({"weighting": False}, ("weighting.",)),
+    ({"output_layers": False}, ("psp.visual_out.", "psp.audio_out."))])
+def test_what_is_left_out_is_not_built_and_all_else_gets_a_gradient(setting, options, left_out):
+    built = network(setting, **options)
+    output = built(*features())
+    if setting == "fully":
+        labels = torch.zeros(2, 6, dtype=torch.long)
+        fully_supervised_loss(output, labels, avps_target(labels, 4).double(), LAMBDA=100).backward()
+    else:
+        weakly_supervised_loss(output, torch.full((2, 5), 0.2).double()).backward()
+    gradients = {name: parameter.grad for name, parameter in built.named_parameters()}
+    assert None not in gradients.values()
+    assert not [name for name in gradients if name.startswith(left_out)] if left_out else len(gradients) > 20

@@ -1,96 +1,75 @@
-"""The released code's protocol, batch for batch: golden/released_batches.json holds what its own classes gave."""
+"""The released code's protocol, batch for batch and step for step, and what each option of training changes."""
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, TESTS, rewrite
-from data.batches import TrainingBatches
+from conftest import MAIN, TESTS, read_log, rewrite
+from dataset import AVEDataset, find_files, required_files, shuffled
 from golden import recipe
-from model.run import Run
+from model.released_training import StaleTargets, draw_released_weights, fixed_batches, released_order
+from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss,
+                       weakly_supervised_loss)
 
-GOLDEN = json.loads((TESTS / "golden" / "released_batches.json").read_text())
-TRAIN = GOLDEN["order"]
-
-
-class PositionsOnly:
-    """A dataset whose items are their positions."""
-    device, in_memory, sizes = torch.device("cpu"), True, SimpleNamespace(background=28)
-
-    def __init__(self, videos, labels=None):
-        self.videos, self.values = videos, {"labels": labels}
-
-    def __len__(self):
-        return self.videos
-
-    def buffers(self, batch_size):
-        return None
-
-    def batch(self, positions, buffers):
-        return {"positions": positions}
+BATCHES = json.loads((TESTS / "golden" / "released_batches.json").read_text())      # from the released code's classes
+TRAIN = BATCHES["order"]
 
 
-def epochs_of(dataset, order, stale=False):
-    batches = TrainingBatches(dataset, GOLDEN["batch_size"], order, 123, torch.device("cpu"), stale)
-    return [list(batches.epoch(epoch)) for epoch in range(len(GOLDEN["fully"]))]
+def test_stale_targets_equal_the_released_targets():
+    target_of, labels = StaleTargets(background=28), torch.tensor(BATCHES["labels"])[TRAIN]
+    for expected, batches in zip(BATCHES["fully"], released_order(len(TRAIN), BATCHES["batch_size"], 123)):
+        for golden, positions in zip(expected, batches, strict=True):
+            assert [TRAIN[position] for position in positions] == golden["videos"]
+            assert torch.equal(target_of(labels[positions]), torch.tensor(golden["avps_target"]))
 
 
-def test_stale_targets_are_those_of_the_released_code():
-    dataset = PositionsOnly(len(TRAIN), torch.tensor(GOLDEN["labels"])[TRAIN])
-    for expected, batches in zip(GOLDEN["fully"], epochs_of(dataset, "released", stale=True), strict=True):
-        for golden, batch in zip(expected, batches, strict=True):
-            assert [TRAIN[position] for position in batch["positions"]] == golden["videos"]
-            assert torch.equal(batch["avps_target"], torch.tensor(golden["avps_target"]))
+def test_fixed_batches_equal_the_released_batches():
+    videos = TRAIN + [1000 + k for k in range(BATCHES["background_videos"])]
+    for expected, batches in zip(BATCHES["weakly"], fixed_batches(len(videos), BATCHES["batch_size"], 123)):
+        assert [[videos[position] for position in positions] for positions in batches] == expected
 
 
-def test_fixed_batches_are_those_of_the_released_code():
-    videos = TRAIN + [1000 + k for k in range(GOLDEN["background_videos"])]
-    for expected, batches in zip(GOLDEN["weakly"], epochs_of(PositionsOnly(len(videos)), "fixed"), strict=True):
-        assert [[videos[position] for position in batch["positions"]] for batch in batches] == expected
+@pytest.mark.parametrize("setting, option, value", [
+    ("fully", "--released_quirks", ""), ("fully", "--released_quirks", "released_order"),
+    ("fully", "--released_quirks", "stale_avps"), ("fully", "--released_quirks", "initial_weights"),
+    ("fully", "--LAMBDA", "7"), ("weakly", "--released_quirks", ""), ("weakly", "--released_quirks", "fixed_batches"),
+    ("weakly", "--released_quirks", "initial_weights"), ("weakly", "--weak_labels", "tag")])
+def test_each_option_changes_one_thing(train, tiny_folder, tmp_path, setting, option, value):
+    """The loss of every step equals the loss of a plain loop in which one thing differs; the learning rate is 0."""
+    train(setting, "--nb_epoch", 2, "--lr", 0, "--log_steps", option, value)
+    weak = setting == "weakly"
+    dataset = AVEDataset(find_files(tiny_folder, required_files(["train"], weak)), "train", weak)
+    torch.manual_seed(123)
+    network = PSPNetwork(12, 20, (3, 3), 5, threshold=0.095 if weak else 0.099,
+                         **(WEAKLY_SUPERVISED if weak else FULLY_SUPERVISED))
+    if value == "initial_weights":
+        draw_released_weights(network, setting, 123)
+    order = {"released_order": released_order, "fixed_batches": fixed_batches}.get(value, shuffled)
+    stale_targets = StaleTargets(background=4)
+    for epoch, batches in zip(read_log(tmp_path, setting)[1], order(len(dataset), 12, 123)):
+        for logged, batch in zip(epoch["losses"], map(dataset.__getitem__, batches), strict=True):
+            output, labels = network(batch["audio"], batch["visual"]), batch["labels"]
+            if weak:
+                loss = weakly_supervised_loss(output, batch["video_label" if value == "tag" else "label_share"])
+            else:
+                target = stale_targets(labels) if value == "stale_avps" else avps_target(labels, 4)
+                loss = fully_supervised_loss(output, labels, target, LAMBDA=7 if value == "7" else 100)
+            assert logged == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("script_name, quirk", [
-    ("fully_supervised_main.py", "stale_avps"), ("fully_supervised_main.py", "fixed_batches,stale_avps"),
-    ("weakly_supervised_main.py", "fixed_batches")])
-def test_a_run_with_quirks_trains_differently_and_goes_on_as_it_began(
-        main_in_process, tiny_folder, tmp_path, monkeypatch, script_name, quirk):
-    options = ("--train", "--nb_epoch", 4, "--save_epoch", 1, "--batch_size", 8, "--data_dir", tiny_folder)
-    logs = {}
-    for name, more in (("plain", ()), ("quirk", ("--released_quirks", quirk))):
-        assert main_in_process(script_name, *options, *more, "--output_dir", tmp_path / name)[0] == 0
-        logs[name] = next((tmp_path / name).glob("*.jsonl")).read_text().splitlines()[1:]
-    assert logs["plain"] != logs["quirk"]
-
-    end_epoch = Run.end_epoch
-
-    def killed(run):
-        end_epoch(run)
-        if run.epoch == 2:
-            raise SystemExit(1)
-    monkeypatch.setattr(Run, "end_epoch", killed)
-    stopped = (*options, "--released_quirks", quirk, "--output_dir", tmp_path / "stopped")
-    assert main_in_process(script_name, *stopped)[0] == 1
-    monkeypatch.undo()
-    assert main_in_process(script_name, *stopped, "--resume")[0] == 0
-    assert next((tmp_path / "stopped").glob("*.jsonl")).read_text().splitlines()[1:] == logs["quirk"]
+@pytest.mark.parametrize("setting, names", [
+    ("fully", "stale_avps,released_order,initial_weights"), ("weakly", "initial_weights,fixed_batches")])
+def test_all_means_every_quirk_of_the_setting(train, tmp_path, setting, names):
+    for folder, quirks in (("names", names), ("all", "all")):
+        train(setting, "--nb_epoch", 1, "--released_quirks", quirks, "--output_dir", tmp_path / folder)
+    log = f"PSP_{setting}.jsonl"
+    assert (tmp_path / "names" / log).read_bytes() == (tmp_path / "all" / log).read_bytes()
 
 
-def test_an_unknown_quirk_is_refused(main_in_process, tiny_folder):
-    code, _, error = main_in_process("weakly_supervised_main.py", "--train", "--released_quirks", "stale_avps",
-                                     "--data_dir", tiny_folder)
-    assert code == 2 and "'stale_avps' is an unknown quirk; weakly supervised training has" in error
-
-
-def test_stale_targets_alone_leave_the_batches_as_they_are(tiny_folder):
-    """--released_quirks stale_avps --batches shuffled differs from a plain run in nothing but the targets."""
-    from dataset import AVEDataset, find_files, required_files
-    dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
-    plain, stale = (TrainingBatches(dataset, 8, "shuffled", 5, torch.device("cpu"), stale) for stale in (False, True))
-    for epoch in range(2):
-        for one, two in zip(plain.epoch(epoch), stale.epoch(epoch), strict=True):
-            assert torch.equal(one["video"], two["video"]) and "avps_target" in two and "avps_target" not in one
+def test_an_unknown_quirk_is_refused(train):
+    error = train("weakly", "--released_quirks", "stale_avps", code=2).stderr
+    assert "'stale_avps' is unknown; weakly supervised training has: fixed_batches, initial_weights, all" in error
 
 
 TWIN = json.loads((TESTS / "golden" / "twin64.json").read_text())
@@ -100,8 +79,8 @@ TWIN = json.loads((TESTS / "golden" / "twin64.json").read_text())
 def twin_folder(tmp_path_factory):
     """The data of the released scripts' own runs, from golden/recipe.py."""
     folder = tmp_path_factory.mktemp("twin")
-    audio, visual, labels = recipe.inputs(71, 96)
-    audio_bg, visual_bg, _ = recipe.inputs(72, 24)
+    audio, visual, labels = recipe.inputs(TWIN["data_seed"], 96)
+    audio_bg, visual_bg, _ = recipe.inputs(TWIN["data_seed"] + 1, 24)
     one_hot, category = np.eye(29)[labels], np.eye(29)[labels.min(axis=1)]
     background = np.tile(np.eye(29)[28], (24, 1))
     for name, array in (("audio_feature", audio), ("visual_feature", visual), ("audio_feature_noisy", audio_bg),
@@ -113,26 +92,19 @@ def twin_folder(tmp_path_factory):
     return folder
 
 
-def dropout_is_that_of_the_twin():
+def dropout_is_drawn_as_in_the_twin():
     """Whether this PyTorch draws dropout as the one that computed golden/twin64.json (2.13 does, 2.6 does not)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
         return torch.nn.functional.dropout(torch.ones(40960).double(), 0.1).count_nonzero() == 36705
 
 
-@pytest.mark.skipif(not dropout_is_that_of_the_twin(), reason="this PyTorch draws dropout in another way")
+@pytest.mark.skipif(not dropout_is_drawn_as_in_the_twin(), reason="this PyTorch draws dropout in another way")
 @pytest.mark.parametrize("setting", ["fully", "weakly"])
-def test_every_step_has_the_loss_of_the_released_scripts_own_run(
-        setting, main_in_process, twin_folder, tmp_path, monkeypatch):
+def test_every_step_has_the_loss_of_the_released_scripts_own_run(quick_script, twin_folder, tmp_path, setting):
     """golden/twin64.json: the released scripts in float64, seed 123, batches of 16, 5 epochs; on any processor."""
-    losses = []
-    add = Run.add
-
-    def note_and_add(run, loss):
-        losses.append(loss.item())
-        add(run, loss)
-    monkeypatch.setattr(Run, "add", note_and_add)
-    options = ("--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100, "--released_quirks", "all",
-               "--precision", "fp64")
-    assert main_in_process(MAIN[setting], *options, "--data_dir", twin_folder, "--output_dir", tmp_path)[0] == 0
+    quick_script(MAIN[setting], "--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100,
+                 "--released_quirks", "all", "--precision", "fp64", "--log_steps",
+                 "--data_dir", twin_folder, "--output_dir", tmp_path)
+    losses = sum([epoch["losses"] for epoch in read_log(tmp_path, setting)[1]], [])
     assert losses == pytest.approx(TWIN[setting], rel=1e-6)

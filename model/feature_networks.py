@@ -1,0 +1,153 @@
+"""The networks behind the features of AVE: VGG-19 for pictures, VGGish for sounds, and their published weight files.
+
+VGG-19 (Simonyan and Zisserman, ICLR 2015) has Oxford's weights, in the HDF5 file that Keras published; torchvision's
+were trained differently and give other maps. VGGish (Hershey et al., ICASSP 2017) has the weights of torchvggish.
+"""
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import torch
+from torch import nn
+
+from dataset import UserError
+
+
+class WeightsFile(NamedTuple):
+    """A published file."""
+    what: str          # for a person
+    default: Path      # where it is looked for
+    source: str
+    megabytes: int
+    algorithm: str     # of the digest
+    digest: str        # hexadecimal; its first digits if no more are published
+
+
+VGG19_WEIGHTS = WeightsFile(
+    "Keras' VGG-19 without its top layers", Path("model/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
+    "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    80, "md5", "253f8cb515780f3b799900260a226db6")
+VGGISH_WEIGHTS = WeightsFile(
+    "torchvggish's state dict", Path("model/vggish-10086976.pth"),
+    "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth", 289, "sha256", "10086976")
+
+# Width and number of the convolutions in each block.
+VGG19_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
+VGGISH_BLOCKS = ((64, 1), (128, 1), (256, 2), (512, 2))
+
+
+def convolutions(channels, blocks):
+    """3x3 convolutions with ReLU; a 2x2 max pool ends each block."""
+    layers = []
+    for width, number in blocks:
+        for _ in range(number):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+class VGG19(nn.Module):
+    """Pictures [B, 224, 224, 3], RGB in 0..255 of any number type -> maps of block5_pool [B, 7, 7, 512], >= 0.
+
+    Computes in the type of the weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = convolutions(3, VGG19_BLOCKS)
+        self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]), persistent=False)
+
+    def forward(self, pictures):
+        bgr = pictures.flip(-1).to(self.mean.dtype) - self.mean      # not scaled
+        return self.features(bgr.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class VGGish(nn.Module):
+    """Log mel patches [B, 96, 64] -> embeddings [B, 128], >= 0. Layers are named as in torchvggish.
+
+    The embedding is the last dense layer's output after its ReLU, without PCA or quantisation. Computes in the type of
+    the weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = convolutions(1, VGGISH_BLOCKS)
+        self.embeddings = nn.Sequential(nn.Linear(6 * 4 * 512, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(),
+                                        nn.Linear(4096, 128), nn.ReLU())
+
+    def forward(self, patches):
+        maps = self.features(patches.to(self.features[0].weight.dtype).unsqueeze(1))
+        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))      # in the order height, width, channels
+
+
+# ------------------------------------------------------------------------------------------- weights
+
+def random_networks():
+    """(VGG19, VGGish) with random weights, always the same, that keep the size of what passes through."""
+    generator = torch.Generator().manual_seed(0)
+    networks = VGG19(), VGGish()
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+    return networks
+
+
+def load_networks(vgg19_path, vggish_path):
+    """(VGG19, VGGish) with the published weights. Raises UserError if a file is missing or is not the published one."""
+    files = ((VGG19_WEIGHTS, vgg19_path), (VGGISH_WEIGHTS, vggish_path))
+    missing = [f"{path} ({file.what}, {file.megabytes} MB, from {file.source})"
+               for file, path in files if not path.is_file()]
+    if missing:
+        raise UserError(f"weights not found: {', '.join(missing)}; put them there, or name them with --vgg19_weights "
+                        "and --vggish_weights; to try it without them: --random_weights (the features mean nothing)")
+    return load_vgg19(vgg19_path), load_vggish(vggish_path)
+
+
+def load_vgg19(path):
+    """VGG19 with the weights of Keras' file. Raises UserError if it is another file."""
+    check_digest(path, VGG19_WEIGHTS)
+    network = VGG19()
+    layers = iter(layer for layer in network.features if isinstance(layer, nn.Conv2d))
+    with h5py.File(path, "r", locking=False) as file, torch.no_grad():
+        for block, (_, number) in enumerate(VGG19_BLOCKS, start=1):
+            for layer in range(1, number + 1):
+                bias, kernel = arrays_of(file[f"block{block}_conv{layer}"])
+                convolution = next(layers)
+                convolution.weight.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
+                convolution.bias.copy_(torch.from_numpy(bias))
+    return network
+
+
+def arrays_of(group):
+    """The arrays of an HDF5 group, under whatever names, those with fewer axes first."""
+    arrays = []
+
+    def add(_, item):
+        if isinstance(item, h5py.Dataset):
+            arrays.append(item[()])
+
+    group.visititems(add)
+    return sorted(arrays, key=lambda array: array.ndim)
+
+
+def load_vggish(path):
+    """VGGish with torchvggish's weights. Raises UserError if it is another file."""
+    check_digest(path, VGGISH_WEIGHTS)
+    network = VGGish()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network
+
+
+def check_digest(path, file):
+    """Raises UserError unless the content of `path` has the digest of the published file."""
+    with open(path, "rb") as content:
+        digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False)).hexdigest()
+    if not digest.startswith(file.digest):
+        raise UserError(f"{path}: is not {file.what}: its {file.algorithm.upper()} is {digest[:len(file.digest)]}, "
+                        f"expected {file.digest}; download it again from {file.source}")

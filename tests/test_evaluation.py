@@ -1,0 +1,141 @@
+"""Evaluation of a checkpoint as a user runs it: scores, predictions, and files that do not fit."""
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import MAIN, read, read_log
+from model.checkpoint import save
+from psp_model import FULLY_SUPERVISED, PSPNetwork
+
+
+@pytest.fixture
+def evaluate(trained, quick_script, tiny_folder):
+    """Evaluates the checkpoint of the trained run; options that are given take precedence."""
+    setting, folder, _ = trained
+
+    def run(*options, script=MAIN[setting], code=0):
+        return quick_script(script, "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder,
+                            *options, code=code)
+    return run
+
+
+@pytest.fixture
+def bare_folder(tiny_folder, tmp_path):
+    """Nothing but features."""
+    for name in ("audio_feature.h5", "visual_feature.h5"):
+        shutil.copy(tiny_folder / name, tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_released_code(trained, evaluate, tiny_folder, tmp_path, monkeypatch):
+    """Word for word, in a folder with data/ and model/."""
+    setting, folder, _ = trained
+    (tmp_path / "data").symlink_to(tiny_folder)
+    (tmp_path / "model").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    threshold = {"fully": "0.099", "weakly": "0.095"}[setting]
+    out = evaluate(*f"--model_name PSP --threshold={threshold} --trained_model_path ./model/PSP_{setting}.pt".split(),
+                   "--data_dir", "data").stdout
+    assert out.splitlines()[2:] == evaluate("--trained_model_path", f"./model/PSP_{setting}.pt").stdout.splitlines()[2:]
+
+
+def test_figures_of_training_printed_figures_and_predictions_agree(trained, evaluate, tiny_folder, tmp_path):
+    """Without any option of the training repeated."""
+    setting, folder, _ = trained
+    out = evaluate("--save_predictions", tmp_path / "predictions.json").stdout
+    best = read_log(folder, setting)[2]["best_validation"]
+    for split in ("val", "test"):
+        assert f"{split} accuracy: {100 * best[f'{split}_accuracy']:.2f} %" in out
+    saved = json.loads((tmp_path / "predictions.json").read_text())
+    labels = read(tiny_folder / "right_labels.h5").argmax(-1)
+    ids = [line.split("&")[1] for line in (tiny_folder / "Annotations.txt").read_text().splitlines()]
+    test_videos = [video for video in saved["videos"] if video["split"] == "test"]
+    assert len(test_videos) == 7 and len(saved["videos"]) == 16
+    right = {label: [] for label in range(5)}
+    for video in test_videos:
+        assert video["id"] == ids[video["video"]] and all(0.2 <= p <= 1 for p in video["probabilities"])
+        for predicted, true in zip(video["labels"], labels[video["video"]], strict=True):
+            right[true].append(predicted == true)
+    assert np.mean(sum(right.values(), [])) == pytest.approx(best["test_accuracy"])
+    for label, name in enumerate(["category 0", "category 1", "category 2", "category 3", "background"]):
+        assert saved["label_names"][label] == name
+        row = next(line for line in out.splitlines() if line.startswith(name))
+        count, accuracy = re.findall(r"(\d+)\s+([\d.]+ %|-)", row[len(name):])[-1]
+        assert int(count) == len(right[label])
+        assert accuracy == (f"{100 * np.mean(right[label]):.2f} %" if right[label] else "-")
+
+
+def test_any_batch_size_evaluates_all_videos(evaluate):
+    assert evaluate("--batch_size", 1000).stdout == evaluate("--batch_size", 4).stdout
+
+
+def test_another_threshold_is_used_and_named(evaluate):
+    out = evaluate("--threshold", 1).stdout
+    assert "threshold 1.0" in out and out != evaluate().stdout
+
+
+def test_features_without_labels_are_labelled_and_not_scored(evaluate, bare_folder, tmp_path):
+    """The scored evaluation gives the same videos the same labels."""
+    evaluate("--save_predictions", tmp_path / "scored.json")
+    (bare_folder / "videos.txt").write_text("".join(f"clip {row}.mp4\n" for row in range(40)))
+    out = evaluate("--data_dir", bare_folder, "--save_predictions", tmp_path / "bare.json").stdout
+    assert "accuracy" not in out and "its 40 videos are labelled and not scored" in out
+    scored, bare = (json.loads((tmp_path / f"{name}.json").read_text())["videos"] for name in ("scored", "bare"))
+    assert [video["id"] for video in bare] == [f"clip {row}.mp4" for row in range(40)]
+    for video in scored:
+        unscored = bare[video["video"]]
+        assert unscored["split"] == "all" and unscored["labels"] == video["labels"]
+        assert unscored["probabilities"] == pytest.approx(video["probabilities"], abs=1e-5)
+    found = dict(re.findall(r"^(\S.*\S) +(\d+) videos", out, re.M))
+    assert int(found["background"]) == sum(4 in video["labels"] for video in bare)
+
+
+def test_a_folder_that_lacks_only_the_labels_is_not_taken_for_one_without(evaluate, bare_folder, tiny_folder):
+    shutil.copy(tiny_folder / "val_order.h5", bare_folder)
+    assert "right_labels.h5" in evaluate("--data_dir", bare_folder, code=2).stderr
+
+
+def test_class_names_come_from_the_checkpoint_if_there_are_no_annotations(train, quick_script, data_folder, tmp_path):
+    annotations = data_folder / "Annotations.txt"
+    annotations.write_text(annotations.read_text().replace("category 2", "Dog, barking"))
+    train("fully", "--nb_epoch", 1, "--data_dir", data_folder)
+    annotations.unlink()
+    out = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt",
+                       "--data_dir", data_folder).stdout
+    assert "\nDog, barking " in out
+
+
+def test_a_checkpoint_of_the_other_setting_is_refused(trained, evaluate):
+    other = MAIN["weakly" if trained[0] == "fully" else "fully"]
+    error = evaluate(script=other, code=2).stderr
+    assert f"is a {trained[0]} supervised checkpoint" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("visual_dim, scale, expected", [
+    (21, 1, "was trained with visual_dim 21, but the data has 20"), (20, 3e37, "the network's output for video row"),
+    (20, torch.inf, "is NaN or infinite")])
+def test_a_checkpoint_that_does_not_fit_gives_no_figures(quick_script, tiny_folder, tmp_path, visual_dim, scale,
+                                                         expected):
+    arguments = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), num_classes=5, threshold=0.1,
+                     **FULLY_SUPERVISED)
+    network = PSPNetwork(**arguments)
+    network.classifier[2].weight.data *= scale
+    network.classifier[0].weight.data *= scale
+    save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": arguments,
+                               "weights": network.state_dict()})
+    done = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder, code=2)
+    assert expected in done.stderr and done.stderr.count("\n") == 1 and "accuracy" not in done.stdout
+
+
+@pytest.mark.parametrize("name, expected", [("nowhere/p.json", "there is no folder"), ("notes.txt", "exists already"),
+                                            ("checkpoint.json", "exists already")])
+def test_predictions_replace_nothing_but_predictions(trained, evaluate, tmp_path, name, expected):
+    checkpoint = shutil.copy(trained[1] / f"PSP_{trained[0]}.pt", tmp_path / "checkpoint.json")
+    (tmp_path / "notes.txt").write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    error = evaluate("--trained_model_path", checkpoint, "--save_predictions", tmp_path / name, code=2).stderr
+    assert expected in error and before == {path: path.read_bytes() for path in tmp_path.iterdir()}
