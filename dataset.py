@@ -57,7 +57,9 @@ def progress_bar(**options):
     """A tqdm bar on standard error: redrawn on a terminal; elsewhere, for example in a log file, a line every 30 s."""
     if sys.stderr is None:      # closed, as by 2>&-
         return tqdm(**{**options, "disable": True})
-    if sys.stderr.isatty():
+    if sys.stderr is None or getattr(sys.stderr, "closed", False):
+        return tqdm(**{**options, "disable": True})
+    if getattr(sys.stderr, "isatty", bool)():
         return tqdm(mininterval=0.5, **options)
     return tqdm(mininterval=30, file=_Lines(), **options)
 
@@ -93,7 +95,7 @@ def read_annotations(path):
     annotations = []
     for number, line in enumerate(read_lines(path), start=1):
         fields = [field.strip() for field in line.split("&")]
-        if number == 1 and [field.lower() for field in fields] == ANNOTATION_HEADER:
+        if number == 1 and [field.lower().replace(" ", "") for field in fields] == ANNOTATION_HEADER:
             continue
         times = [int(field) for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
         if len(fields) != 5 or not fields[0] or len(times) != 2 or times[0] > times[1]:
@@ -121,8 +123,8 @@ def unknown_categories(annotations):
     unknown = [name for name in count if name not in AVE_CLASSES]
     if 2 * len(unknown) >= len(count):
         return []
-    return [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); a misspelt "
-            "name makes a class of its own" for name in unknown]
+    return [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); "
+            "a misspelt name makes a class of its own" for name in unknown]
 
 
 def class_names(annotations=None, num_classes=None):
@@ -279,7 +281,8 @@ def hdf5_errors(path):
 
 def mending(array, new_path="NEW.h5", key="avadataset"):
     """Advice: the command that writes an array, given as Python code, as HDF5."""
-    return f"""write {new_path} with: python -c "import h5py, numpy; h5py.File('{new_path}', 'w')['{key}'] = {array}\""""
+    program = f"import h5py, numpy; h5py.File('{new_path}', 'w')['{key}'] = {array}"
+    return f'write {new_path} with: python -c "{program}"'
 
 
 @contextmanager
@@ -308,13 +311,18 @@ def _find_dataset(path, file, key, content):
         problem, names = f"has no HDF5 dataset '{key}'", list(file)
         if dataset is not None:
             problem, names = f"'{key}' is a group", [f"{key}/{name}" for name in dataset]
+        if not names:
+            raise UserError(f"{path}: {problem}, and nothing else; download or make it again")
         name = names[0] if len(names) == 1 else "NAME"
-        raise UserError(f"{path}: {problem}; it holds {', '.join(names)[:100] or 'nothing'}, and should hold {content}. "
-                        "To choose one, " + mending(f"h5py.File('{path}')['{name}'][:]", key=key))
+        raise UserError(f"{path}: {problem}; it should hold {content}, and holds {', '.join(names)[:100]}; to choose "
+                        "one, " + mending(f"h5py.File('{path}')['{name}'][:]", key=key))
     if dataset.dtype.kind not in "fiub":
         raise UserError(f"{path}: '{key}' holds {dataset.dtype}, not numbers; it should hold {content}")
     if not dataset.shape:
         raise UserError(f"{path}: '{key}' is a single value or empty; it should hold {content}")
+    if dataset.is_virtual or dataset.external:
+        raise UserError(f"{path}: '{key}' has its numbers in other files; "
+                        + mending(f"h5py.File('{path}')['{key}'][:]", key=key))
     return dataset
 
 
@@ -327,12 +335,14 @@ def _check_whole(path, dataset):
             with suppress(ImportError):
                 import hdf5plugin  # noqa: F401
         if not h5py.h5z.filter_avail(code):
-            raise UserError(f"{path}: is compressed by filter {code} {name.decode(errors='replace')!r}, which h5py does "
-                            f"not have; pip install hdf5plugin, or write it without: h5repack -f NONE {path} NEW.h5")
+            raise UserError(f"{path}: is compressed by filter {code} {name.decode(errors='replace')!r}, which h5py "
+                            "does not have; pip install hdf5plugin, or write it without: "
+                            f"h5repack -f NONE {path} NEW.h5")
+    value_bytes = dataset.id.get_type().get_size()      # in the file
     if dataset.chunks is None:
-        whole = dataset.nbytes == dataset.id.get_storage_size()
+        whole = dataset.id.get_storage_size() == dataset.size * value_bytes
     else:
-        chunks, chunk_bytes = [], math.prod(dataset.chunks) * dataset.dtype.itemsize
+        chunks, chunk_bytes = [], math.prod(dataset.chunks) * value_bytes
         dataset.id.chunk_iter(chunks.append)
         starts = [range(0, size, step) for size, step in zip(dataset.shape, dataset.chunks)]
         whole = len(chunks) == math.prod(map(len, starts))
@@ -383,8 +393,12 @@ def new_h5(path, shape, dtype, key="avadataset"):
     partial = Path(f"{path}.partial")
     room = math.prod(shape) * np.dtype(dtype).itemsize + 2**16      # the values, and what describes them
     try:
-        if shutil.disk_usage(partial.parent).free < room:      # HDF5 can end the whole program on a full disk
+        # HDF5 can end the whole program if it runs out of room.
+        if shutil.disk_usage(partial.parent).free < room:
             raise OSError(errno.ENOSPC, "")
+        with open(partial, "wb") as file:
+            if hasattr(os, "posix_fallocate"):      # a quota may leave less
+                os.posix_fallocate(file.fileno(), 0, room)
         with h5py.File(partial, "w", locking=False) as file:
             yield file.create_dataset(key, shape, dtype)
         os.replace(partial, path)
@@ -497,7 +511,7 @@ def check_weak_shapes(files, sizes):
         extra = shape_of(files, "labels_bg")[0]
         unmatched = [str(files[name]) for name in FEATURES if f"{name}_bg" not in files]
         if extra == 0 or unmatched:
-            raise UserError(f"{', '.join(unmatched) or files['labels_bg']}: has no background videos; "
+            raise UserError(f"{', '.join(unmatched) or files['labels_bg']}: no background videos belong to it; "
                             "train without them (--background_videos off)")
         expected |= {f"{name}_bg": (extra, *shape_of(files, name)[1:]) for name in FEATURES}
         expected["labels_bg"] = extra, sizes.num_classes

@@ -213,7 +213,7 @@ class PSPNetwork(nn.Module):
 
 
 class MeanOverRegions(nn.Module):
-    """Takes the place of AVGA: all regions have the same weight, whatever is heard."""
+    """Takes the place of AVGA: all regions have the same weight."""
 
     def forward(self, audio, visual):
         """audio [B, T, Da], visual [B, T, R, Dv] -> mean [B, T, Dv], weights [B, T, R]."""

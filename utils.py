@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, UserError, background_note, class_names, find_files,
-                     has_labels, layout_note, names_and_ids, one_line, progress_bar, read_ahead, required_files, visual_values)
+from dataset import (AVE_FILES, SPLITS, AVEDataset, UserError, background_note, class_names, find_files,
+                     has_labels, layout_note, names_and_ids, one_line, progress_bar, read_ahead, required_files,
+                     visual_values)
 from model.checkpoint import NETWORKS, load, rebuild, write_atomically
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.released_training import QUIRKS
-from model.run import back_up, process, versions
+from model.run import back_up, rank_and_world_size, versions
 from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD
 
 PAPER_SEGMENTS = 10      # that the paper's threshold was chosen for
@@ -37,7 +38,7 @@ def one_line_errors():
     try:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
             torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
-        with redirect_stdout(sys.stdout if process()[0] == 0 else io.StringIO()):
+        with redirect_stdout(sys.stdout if rank_and_world_size()[0] == 0 else io.StringIO()):
             yield
     except UserError as error:
         _end(str(error))
@@ -52,6 +53,8 @@ def one_line_errors():
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _end(f"{where}{error.strerror or one_line(error)}"
              + ("; free some space and try again (training: with --resume)" if full else ""))
+    except UnicodeEncodeError as error:
+        _end(f"standard output cannot show {error.object[error.start:error.end]!a}; set PYTHONIOENCODING=utf-8")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -79,8 +82,9 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message):
         option = message.removeprefix("argument ").partition(":")[0]
         if message.endswith("expected one argument"):      # argparse takes a value with a dash for an option
-            for value in [after for before, after in zip(sys.argv, sys.argv[1:]) if before == option][-1:]:
-                message += f"; if {value} is a name, write {option}={value} or ./{value}"
+            for before, value in zip(sys.argv, sys.argv[1:]):
+                if before == option and value.startswith("-"):
+                    message += f"; if {value} is a name, write {option}={value} or ./{value}"
         _end(f"{message} (see --help)")
 
 
@@ -110,7 +114,7 @@ def refuse_to_overwrite(paths, overwrite):
 
 
 _FILES = {"dir_video": "visual", "dir_audio": "audio", **{f"dir_order_{split}": f"order_{split}" for split in SPLITS}}
-FILE_OPTIONS = {      # of each setting: the name in dataset.AVE_FILES
+FILE_OPTIONS = {      # of each setting, named as in the released scripts: the file's name in dataset.AVE_FILES
     "fully": {**_FILES, "dir_labels": "labels"},
     "weakly": {**_FILES, "dir_labels": "video_labels", "prob_dir_labels": "label_share", "dir_labels_gt": "labels",
                "dir_video_bg": "visual_bg", "dir_audio_bg": "audio_bg", "dir_labels_bg": "labels_bg"},
@@ -155,8 +159,8 @@ def main_options(description, model_name, setting=None):
                          help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     machine.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"],
                          help="fp32; tf32 or bf16: faster matrix products of lower precision, bf16 with half the "
-                              "memory for the features; fp64: all in float64, for comparisons that rounding must not decide, "
-                              "with twice the memory (default: fp32; in evaluation, the checkpoint's)")
+                              "memory for the features; fp64: all in float64, for comparisons that rounding must not "
+                              "decide, with twice the memory (default: fp32; in evaluation, the checkpoint's)")
     machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
                          help="memory: read once and held in main memory; disk: read batch by batch; auto: held on the "
                               "GPU if they fit, else in main memory if they fit, else disk (default: %(default)s)")
@@ -205,8 +209,8 @@ def psp_options(description, setting):
 def quirks(setting):
     """An argparse type: names of QUIRKS[setting], separated by commas, or 'all'."""
     def parse(text):
-        names = list(QUIRKS[setting]) if text == "all" else sorted(set(filter(None, text.split(","))))
-        unknown = [name for name in names if name not in QUIRKS[setting]]
+        names = set(QUIRKS[setting]) if text == "all" else set(filter(None, text.split(",")))
+        unknown = sorted(names - QUIRKS[setting].keys())
         if unknown:
             raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is unknown; {setting} supervised training has: "
                                              f"{', '.join(QUIRKS[setting])}, all")
@@ -263,7 +267,7 @@ def run_header(args, setting, arguments, data, device):
         "setting": setting,
         "model_name": args.model_name,
         "network": arguments,
-        "options": {name: value for name, value in sorted(vars(args).items())
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
                     if name not in elsewhere and "dir_" not in name},
         "class_names": names or class_names(num_classes=sizes.num_classes),
         "data": {**sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
@@ -282,7 +286,7 @@ def select_device(name, precision="fp32"):
 
     Raises UserError if this machine does not have the device, or the device not the precision.
     """
-    if name == "cuda" and process()[1] > 1:
+    if name == "cuda" and rank_and_world_size()[1] > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.zeros(1, device=name).item()
@@ -323,7 +327,7 @@ class InPrecision(nn.Module):
         self.network, self.bf16 = network, precision == "bf16"
 
     def forward(self, audio, *others):
-        """The network's `Output` for these features."""
+        """The network's `Output` for audio and visual features (and more, if the network takes more)."""
         if self.bf16:
             audio = audio.bfloat16()      # some CPUs' LSTM fails to convert it itself
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.bf16):
@@ -334,11 +338,14 @@ class InPrecision(nn.Module):
 
 
 def prepare(network, precision):
-    """The network in the precision; under torchrun, its gradients are the mean over all processes."""
+    """The network as a run computes it: in a precision, and under torchrun in DistributedDataParallel.
+
+    Under torchrun, each process then draws its own dropout.
+    """
     network = InPrecision(network, precision)
-    if process()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return network
-    torch.manual_seed(torch.initial_seed() + process()[0])      # each process draws its own dropout
+    torch.manual_seed(torch.initial_seed() + rank_and_world_size()[0])
     return nn.parallel.DistributedDataParallel(network)
 
 
@@ -361,6 +368,10 @@ def read_data(args, setting, splits, device):
         notes.append(background_note(next(iter(data.values())).tensors["labels"], sizes))
     for note in filter(None, notes):
         print(f"note: {note}")
+    rows = [row for dataset in data.values() for row in dataset.tensors["video"].tolist()]
+    shared = len(rows) - len(set(rows))
+    if shared:
+        print(f"note: {shared} videos are in more than one split ({', '.join(data)}); check the order files")
     if any(dataset.random_weights for dataset in data.values()):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; no result on them means "
               "anything", file=sys.stderr)
@@ -410,7 +421,7 @@ def predict(network, dataset, batch_size, progress=None):
     device = next(network.parameters()).device
     predicted, probability, kept_pairs = [], [], []
     for batch in read_ahead(dataset, torch.arange(len(dataset), device=dataset.device).split(batch_size), device):
-        output = network(*[batch[name] for name in FEATURES])
+        output = network(batch["audio"], batch["visual"])
         label = output.logits.argmax(dim=-1, keepdim=True)
         predicted.append(label.squeeze(-1))
         probability.append(output.logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
@@ -434,9 +445,9 @@ def evaluate_checkpoint(args, setting, network_class):
 
     If the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
     """
-    if process()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise UserError("evaluation runs in one process; start it without torchrun")
-    check_predictions_path(args.save_predictions, args.trained_model_path)
+    check_predictions_path(args.save_predictions)
     checkpoint = load(args.trained_model_path, setting)
     if args.model_name != checkpoint["model_name"]:
         raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
@@ -514,14 +525,14 @@ def print_found_classes(result, names):
             print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
 
 
-def check_predictions_path(path, checkpoint_path):
+def check_predictions_path(path):
     """Raises UserError, before any work, if predictions cannot be written or would replace another file."""
     if path is None:
         return
     if not path.parent.is_dir():
-        raise UserError(f"--save_predictions {path}: there is no folder {path.parent}")
-    if path.exists() and (path.suffix != ".json" or not path.is_file() or path.samefile(checkpoint_path)):
-        raise UserError(f"--save_predictions {path}: exists already; only a .json file is replaced, "
+        raise UserError(f"--save_predictions {path}: the folder {path.parent} does not exist")
+    if path.exists() and (not path.is_file() or not path.read_bytes().startswith(b'{"label_names"')):
+        raise UserError(f"--save_predictions {path}: exists already, and does not hold predictions; "
                         "choose another name")
 
 
@@ -547,7 +558,7 @@ def each_seed(args, setting):
     if args.runs == 1:
         yield args
         return
-    if process()[0] == 0 and not args.resume:
+    if rank_and_world_size()[0] == 0 and not args.resume:
         back_up([runs_path(args, setting)])
     for seed in range(args.seed, args.seed + args.runs):
         print(f"seed {seed}:")
@@ -564,25 +575,25 @@ def report_runs(args, setting, rows, test_set):
 
     rows: what `Run.report` returned for each seed. Prints nothing without --runs.
     """
-    if args.runs == 1 or process()[0] > 0:
+    if args.runs == 1 or rank_and_world_size()[0] > 0:
         return
-    print("seed   best epoch     val    test   test, last epoch")
-    for row in rows:
-        val, test, last = (100 * row[name] for name in ("val", "test", "last_test"))
-        print(f"{row['seed']:<6} {row['best_epoch']:>10}  {val:6.2f}  {test:6.2f}   {last:16.2f}")
     test = np.array([row["test"] for row in rows])
     by_video = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
     low, high = bootstrap_interval(by_video.mean(axis=0))
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
-    print(f"test accuracy at the best validation epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
-          f"(mean and sample standard deviation of n = {len(rows)} seeds: "
-          f"{', '.join(f'{100 * value:.2f}' for value in test)})")
-    print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
-          f"{100 * low:.2f} to {100 * high:.2f} %")
     path = runs_path(args, setting)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
                if name != "resume"}
     write_atomically(path, json.dumps({
         "options": options, "summary": summary, "segments": test_set.sizes.num_segments,
-        "test_videos": test_set.tensors["video"].tolist(), "test_digest": test_set.digest, "runs": rows}) + "\n")
+        "test_digest": test_set.digest, "runs": rows}) + "\n")
+    print("seed   best epoch     val    test   test, last epoch")
+    for row in rows:
+        accuracies = [100 * row[name] for name in ("val", "test", "last_test")]
+        print(f"{row['seed']:<6} {row['best_epoch']:>10}  " + "{:6.2f}  {:6.2f}   {:16.2f}".format(*accuracies))
+    print(f"test accuracy at the best validation epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
+          f"(mean and sample standard deviation of n = {len(rows)} seeds: "
+          f"{', '.join(f'{100 * value:.2f}' for value in test)})")
+    print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
+          f"{100 * low:.2f} to {100 * high:.2f} %")
     print(f"results of all seeds: {path}")

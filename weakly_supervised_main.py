@@ -24,9 +24,10 @@ def options():
 
 
 def train(args, data, device):
-    """Trains on data["train"] and keeps the checkpoint of the best validation accuracy; returns the run's results."""
+    """Trains on data["train"] and keeps the checkpoint of the best check on validation; returns the run's results."""
     utils.set_seed(args.seed)
-    quirks, (rank, world_size) = args.released_quirks, utils.process()
+    rank, world_size = utils.rank_and_world_size()
+    quirks = args.released_quirks
 
     order = fixed_batches if "fixed_batches" in quirks else shuffled
     batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, order, rank, world_size)
@@ -37,7 +38,7 @@ def train(args, data, device):
     if "initial_weights" in quirks:
         draw_released_weights(network, "weakly", args.seed)
     network.to(device)
-    model = utils.prepare(network, args.precision)      # the same network as the run computes it
+    model = utils.prepare(network, args.precision)      # the network in its precision (and for several processes)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[80, 160], gamma=0.8)
@@ -57,12 +58,12 @@ def train(args, data, device):
             record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
             schedule.step()
 
-            check = epoch > 0 and epoch % args.check_epoch == 0
+            check = epoch > 0 and epoch % args.check_epoch == 0     # as released, epoch 0 is not
             if (check or epoch == args.nb_epoch - 1) and rank == 0:
                 val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
                 score = val.accuracy                                # chooses the checkpoint
-                if check or run.checks == 0:                        # the last epoch may not be a check
+                if check or run.checks == 0:                        # the last epoch is only scored, unless alone
                     run.add_check(record, test)
                     if score > run.best_score:
                         run.set_best(score, record, test)

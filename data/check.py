@@ -1,4 +1,4 @@
-"""Audits a data folder: is every file there, whole, and of the same data as the others?
+"""Audits a data folder: are all files present, complete and consistent?
 
     python data/check.py --data_dir data
 
@@ -34,6 +34,10 @@ class Audit:
     def __init__(self):
         self.problems, self.notes = [], []
 
+    def note(self, text):
+        if text:
+            self.notes.append(text)
+
     def attempt(self, function, *arguments):
         """The function's value; None if it raises UserError, which is a problem."""
         try:
@@ -63,28 +67,23 @@ def scan(audit, path, name):
                 total, squares = total + block.sum(dtype=float), squares + np.square(block).sum(dtype=float)
                 zero_rows.append(rows.start + np.flatnonzero(~block.reshape(len(block), -1).any(axis=1)))
                 bar.update(len(block))
-            spread = np.sqrt(squares / dataset.size - (total / dataset.size) ** 2)
-        if odd:
-            audit.problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
-        elif name in REAL_ZEROS:
-            note_other_kind(audit, path, name, low < 0, zeros / dataset.size, spread / REAL_SPREAD[name])
-        layout = dataset.compression or (f"chunked {dataset.chunks}" if dataset.chunks else "contiguous")
+            zeros, spread = zeros / dataset.size, np.sqrt(squares / dataset.size - (total / dataset.size) ** 2)
         row = {"file": path.name, "shape": " x ".join(map(str, dataset.shape)), "dtype": str(dataset.dtype),
-               "MB": f"{path.stat().st_size / 1e6:.1f}", "layout": layout, "range": f"{low:.4g} .. {high:.4g}",
-               "zeros": f"{100 * zeros / dataset.size:.1f} %", "not finite": str(odd)}
+               "MB": f"{path.stat().st_size / 1e6:.1f}",
+               "layout": dataset.compression or (f"chunked {dataset.chunks}" if dataset.chunks else "contiguous"),
+               "range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros:.1f} %", "not finite": str(odd)}
+    if odd:
+        audit.problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
+    elif name in REAL_ZEROS:      # notes what does not look like features of AVE
+        if low < 0:
+            audit.note(f"{path}: has negative values; the published features end in a ReLU and have none")
+        elif zeros < REAL_ZEROS[name] / OTHER_KIND:
+            audit.note(f"{path}: only {100 * zeros:.1f} % of its values are zeros; of published features about "
+                               f"{100 * REAL_ZEROS[name]:.0f} % are")
+        if not 1 / OTHER_KIND < spread / REAL_SPREAD[name] < OTHER_KIND:
+            audit.note(f"{path}: its standard deviation is {spread / REAL_SPREAD[name]:.3g} times that of "
+                               "published features; is it scaled, or from a different network?")
     return row, np.concatenate(zero_rows)
-
-
-def note_other_kind(audit, path, name, negative, zeros, factor):
-    """Notes features that do not look like those of AVE."""
-    if negative:
-        audit.notes.append(f"{path}: has negative values; the published features end in a ReLU and have none")
-    elif zeros < REAL_ZEROS[name] / OTHER_KIND:
-        audit.notes.append(f"{path}: only {100 * zeros:.1f} % of its values are zeros; of published features about "
-                           f"{100 * REAL_ZEROS[name]:.0f} % are")
-    if not 1 / OTHER_KIND < factor < OTHER_KIND:
-        audit.notes.append(f"{path}: its standard deviation is {factor:.3g} times that of published features; "
-                           "is it scaled, or of another network?")
 
 
 def print_table(rows):
@@ -116,27 +115,28 @@ def check_labels(audit, files, sizes, weak):
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
-    note = background_note(labels, sizes)
-    audit.notes += [note] if note else []
+    audit.note(background_note(labels, sizes))
     labels, background = labels.numpy(), sizes.background
     empty = np.flatnonzero((labels == background).all(axis=1))
     if len(empty):
-        audit.notes.append(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
+        audit.note(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
+    if not weak:
+        return labels
 
     def must_agree(name, wrong, what):
         if wrong.any():
             audit.problems.append(f"{files[name]}: {wrong.sum()} videos have another {what} than in {files['labels']} "
                                   f"(first in row {wrong.argmax()}); build both with data/prepare_labels.py")
 
-    share = audit.attempt(read_label_share, files) if weak else None
+    share = audit.attempt(read_label_share, files)
     if share is not None:
-        expected = np.eye(sizes.num_classes)[labels].mean(axis=1)
-        must_agree("label_share", (abs(share.numpy() - expected) > SHARE_TOLERANCE).any(axis=1), "share of labels")
-    category = audit.attempt(read_one_hot, files, "video_labels") if weak else None
+        difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1))
+        must_agree("label_share", (difference > SHARE_TOLERANCE).any(axis=1), "share of labels")
+    category = audit.attempt(read_one_hot, files, "video_labels")
     if category is not None:
-        of_video = category.numpy()[:, None]
-        must_agree("video_labels", ((labels != background) & (labels != of_video)).any(axis=1), "category")
-    noisy = audit.attempt(read_one_hot, files, "labels_bg") if weak else None
+        other = (labels != background) & (labels != category.numpy()[:, None])
+        must_agree("video_labels", other.any(axis=1), "category")
+    noisy = audit.attempt(read_one_hot, files, "labels_bg")
     if noisy is not None and (noisy != background).any():
         audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
                               "build it with data/prepare_labels.py")
@@ -150,20 +150,20 @@ def compare_with_annotations(audit, path, labels, sizes, annotations):
         return
     num_classes = expected[0].shape[2]
     if num_classes != sizes.num_classes:
-        audit.notes.append(f"{path}: has {sizes.num_classes} classes, but the annotations have {num_classes} with "
-                           "background")
+        audit.note(f"{path}: has {sizes.num_classes} classes, but the annotations have {num_classes} with background")
         return
     wrong = (expected[0].argmax(axis=2) != labels).any(axis=1)
-    text = f"{path}: {wrong.sum()} of {len(wrong)} videos have other labels than annotated (first in row {wrong.argmax()})"
+    text = (f"{path}: {wrong.sum()} of {len(wrong)} videos have other labels than annotated (first in row "
+            f"{wrong.argmax()})")
     if wrong.mean() > OTHER_ROWS:
         audit.problems.append(f"{text}: the rows do not belong together, or the classes have another order; get the "
                               "right annotations, or build the labels with data/prepare_labels.py")
     elif wrong.any():
-        audit.notes.append(f"{text}; keep a published file: how it was made from the annotations is not known")
+        audit.note(f"{text}; keep a published file: how it was made from the annotations is not known")
 
 
-def check_orders(audit, files, num_rows, zero_rows):
-    """{split: rows} of the splits that can be read: do they overlap, and do their videos have features?"""
+def check_orders(audit, files, num_rows):
+    """{split: rows} of the splits that can be read."""
     orders = {split: audit.attempt(read_order, files, f"order_{split}", num_rows) for split in SPLITS
               if f"order_{split}" in files}
     orders = {split: order.tolist() for split, order in orders.items() if order is not None}
@@ -174,50 +174,46 @@ def check_orders(audit, files, num_rows, zero_rows):
                                   f"(first {min(shared)}); get the order files again")
     unused = num_rows - len(set().union(*orders.values()))
     if len(orders) == len(SPLITS) and unused:
-        audit.notes.append(f"{unused} videos are in no split")
-    for split, rows in orders.items():
-        note_missing_videos(audit, files, split, rows, zero_rows)
+        audit.note(f"{unused} videos are in no split")
     return orders
 
 
-def note_missing_videos(audit, files, split, rows, zero_rows):
-    without = {*zero_rows.tolist(), *audit.attempt(feature_attribute, files, "rows_without_video").tolist()}
-    without &= set(rows)
-    text = f"{files['visual']}: {len(without)} of {len(rows)} videos of {split} have no features"
-    if len(without) == len(rows):
-        audit.problems.append(f"{text}; extract them again from a folder with the video files")
-    elif without:
-        audit.notes.append(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
+def check_videos(audit, files, zero_rows, orders):
+    """Notes the videos without features in each split; a split in which none has any is a problem."""
+    for split, rows in orders.items():
+        without = {*zero_rows, *feature_attribute(files, "rows_without_video")} & set(rows)
+        text = f"{files['visual']}: {len(without)} of {len(rows)} videos of {split} have no features"
+        if len(without) == len(rows):
+            audit.problems.append(f"{text}; extract them again from a folder with the video files")
+        elif without:
+            audit.note(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
 
 
 def note_repeated_ids(audit, ids, orders):
     """Notes the videos that occur more than once."""
     repeated = [count for count in Counter(ids).values() if count > 1]
     if repeated:
-        audit.notes.append(f"{len(repeated)} ids occur more than once in the annotations: "
-                           f"{sum(repeated) - len(repeated)} rows too many")
+        audit.note(f"{len(repeated)} ids occur more than once in the annotations: "
+                   f"{sum(repeated) - len(repeated)} rows too many")
     for split, other in combinations(orders, 2):
         count = len({ids[row] for row in orders[split]} & {ids[row] for row in orders[other]})
         if count:
-            audit.notes.append(f"{count} ids are in both {split} and {other}")
+            audit.note(f"{count} ids are in both {split} and {other}")
 
 
 def print_splits(labels, orders, names):
     """Videos of each category in each split, and the share of event segments."""
     event = labels != len(names) - 1
     category = np.take_along_axis(labels, event.argmax(axis=1)[:, None], axis=1)[:, 0]      # of the first event segment
-
-    def line(name, value_of):
-        return {"category": name, **{split: value_of(rows) for split, rows in orders.items()}}
-
-    table = [line(name, lambda rows: str((category[rows] == label).sum()))
-             for label, name in enumerate([*names[:-1], "no event at all"])]
-    table.append(line("all videos", lambda rows: str(len(rows))))
-    table.append(line("segments that hold the event", lambda rows: f"{100 * event[rows].mean():.1f} %"))
-    table.append(line("videos with the event in all segments",
-                      lambda rows: f"{100 * event[rows].all(axis=1).mean():.1f} %"))
+    videos = {name: category == label for label, name in enumerate([*names[:-1], "no event at all"])}
+    videos["all videos"] = category >= 0
+    shares = {"segments that hold the event": event, "videos with the event in all segments": event.all(axis=1)}
     print()
-    print_table(table)
+    print_table([
+        *({"category": name, **{split: str(chosen[rows].sum()) for split, rows in orders.items()}}
+          for name, chosen in videos.items()),
+        *({"category": name, **{split: f"{100 * held[rows].mean():.1f} %" for split, rows in orders.items()}}
+          for name, held in shares.items())])
 
 
 def check_folder(audit, args, labelled):
@@ -227,28 +223,25 @@ def check_folder(audit, args, labelled):
     path = args.annotations or args.data_dir / "Annotations.txt"
     annotations = audit.attempt(read_annotations, path) if args.annotations or path.is_file() else None
     audit.notes += unknown_categories(annotations or [])
-    if not {*FEATURES, *["labels"] * labelled} <= files.keys():
-        return
-    if feature_attribute(files, "random_weights").any():
-        audit.notes.append(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
-    sizes = audit.attempt(read_sizes, files)
+    sizes = audit.attempt(read_sizes, files) if {*FEATURES, *["labels"] * labelled} <= files.keys() else None
     if sizes is None:
         return
-    note = layout_note(sizes)
-    audit.notes += [f"{files['visual']}: {note}"] if note else []
-    names, ids = audit.attempt(names_and_ids, args.data_dir, args.annotations, sizes) or (None, None)
-    if not labelled:
-        note_missing_videos(audit, files, "the folder", range(sizes.num_rows), zero_rows["visual"])
-        return
-    weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
-    labels = check_labels(audit, files, sizes, weak and audit.attempt(check_weak_shapes, files, sizes) is not None)
-    orders = check_orders(audit, files, sizes.num_rows, zero_rows["visual"])
-    if ids:
-        note_repeated_ids(audit, ids, orders)
-    if labels is not None and annotations and len(annotations) == sizes.num_rows:
-        compare_with_annotations(audit, files["labels"], labels, sizes, annotations)
-    if labels is not None and orders:
-        print_splits(labels, orders, names or class_names(num_classes=sizes.num_classes))
+    if feature_attribute(files, "random_weights").any():
+        audit.note(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
+    audit.note(layout_note(sizes))
+    orders = {"the folder": range(sizes.num_rows)}
+    if labelled:
+        names, ids = audit.attempt(names_and_ids, args.data_dir, args.annotations, sizes) or (None, None)
+        weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
+        labels = check_labels(audit, files, sizes, weak and audit.attempt(check_weak_shapes, files, sizes) is not None)
+        orders = check_orders(audit, files, sizes.num_rows)
+        if ids:
+            note_repeated_ids(audit, ids, orders)
+        if labels is not None and annotations and len(annotations) == sizes.num_rows:
+            compare_with_annotations(audit, files["labels"], labels, sizes, annotations)
+        if labels is not None and orders:
+            print_splits(labels, orders, names or class_names(num_classes=sizes.num_classes))
+    check_videos(audit, files, zero_rows["visual"].tolist(), orders)
 
 
 def main():

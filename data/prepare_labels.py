@@ -25,7 +25,7 @@ def segment_labels(annotations, segments=10):
     for row, annotation in enumerate(annotations):
         if annotation.end > segments:
             raise UserError(f"annotations: line {annotation.line} ({annotation.video_id}): the event ends at second "
-                            f"{annotation.end}, but a video has {segments}")
+                            f"{annotation.end}, but a video has {segments}; give --segments")
         label[row, annotation.start:annotation.end] = names.index(annotation.category)
     category = [names.index(annotation.category) for annotation in annotations]
     return np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)[category]

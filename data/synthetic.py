@@ -1,28 +1,28 @@
-"""Writes a synthetic AVE: all eleven published files, with features in which only hearing and seeing tells an event.
+"""Writes a synthetic AVE: all eleven published files, with features in which an event needs both sound and picture.
 
     python data/synthetic.py --output_dir data/synthetic
     python data/synthetic.py --output_dir data/full --annotations FILE --orders DIR --background 178    # real labels
 
-A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and, faintly, a look
-(one of visual channels). The categories are of a few families; those of one family share a hum and, strongly, a look.
-Each video shows its own variant of all of them.
+A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a faint look (a
+sparse pattern of visual channels). Categories belong to families. A family shares a hum and a strong look. Each video
+has its own variant of these patterns.
 
-- Event segment: the source of c sounds, and it is seen in a few neighbouring cells that drift slowly over the map.
-- Background segment: either the source of c sounds unseen, or it is seen and silent, or neither (each a third).
-- In half of the segments the sound of c is drowned: of its source only the hum is heard. A second source, of another
-  family, is heard over it, and also wherever the source of c is silent. It is never seen.
-- All else is clutter: textures, the same ones in all videos, that come and go slowly over the seconds and over the map.
+- Event segment: the source of c is heard, and it is seen in a few neighbouring cells that drift slowly over the map.
+- Background segment: the source of c is heard but not seen, or seen but silent, or neither (a third each).
+- In half of the segments only the hum of c is heard. A second source, from another family, is heard over it, and also
+  when the source of c is silent. It is never seen.
+- Correlated noise: textures, the same in all videos, whose strength changes slowly over the seconds and over the map.
 
-So neither hearing nor seeing alone tells an event: both categories are heard, and those of a family look much alike.
-What is seen has the look of one of the two families, and the category must come from those segments in which that one
-is heard clearly. --difficulty makes sounds and looks weaker beside the clutter. Background videos (for weak training)
-show one source and contain the sounds of another.
+So neither modality alone tells an event: two categories are heard, and the categories of a family look much alike. The
+picture tells which of the two families is seen, and the category must come from the segments in which its sound is
+clear. --difficulty weakens sounds and looks. Background videos (for weak training) show one source and contain the
+sounds of another.
 
-Zeros, mean, spread, tail and correlations are near those of real features: of the 178 background videos for sound, and
-of a single clip for the picture, which is all that was at hand.
+Zeros, mean, spread, tail and correlations are close to real features: 178 background videos for sound, and a single
+clip for the picture. No more real features were available.
 
-Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 where the source of c
-is seen, also while it is silent.
+Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 if the source of c is seen
+in the cell, even if it is silent.
 """
 import sys
 from contextlib import ExitStack
@@ -38,23 +38,23 @@ from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, Annotation, find_files, new
 from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite,  # noqa: E402
                    write_atomically)
 
-# Statistics of AVE: share of videos whose event fills them; the others' events last 1 .. T-1 segments, all alike often.
+# As in AVE, the event fills this share of the videos. In the others it lasts 1 .. T-1 segments, uniformly.
 SHARE_OF_FULL_VIDEOS = 0.664
 
-CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that a pattern is made of
-MISSING_IN_A_VARIANT = 0.1         # share of its channels that one video's variant lacks
-FAMILIES = 7                       # category i is of family i % 7
-SOUND, HUM = 5, 2.5                # strength of the patterns of a category and of a family beside the clutter ...
-LOOK, FAMILY_LOOK = 0.3, 2.5       # ... in what is heard and in what is seen, at the default difficulty
-SHARE_OF_DROWNED_SOUNDS = 0.5      # of the segments
-TEXTURES = 16                      # kinds of clutter
+CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that make a pattern
+MISSING_IN_A_VARIANT = 0.1         # share of a pattern's channels that a video lacks
+FAMILIES = 7                       # category i belongs to family i % 7
+SOUND, HUM = 5, 2.5                # audio strength of the patterns of a category and of a family, relative to the noise
+LOOK, FAMILY_LOOK = 0.3, 2.5       # visual strength of the same, both at the default difficulty
+SHARE_OF_DROWNED_SOUNDS = 0.5      # share of the segments in which only the hum of the source is heard
+TEXTURES = 16                      # number of noise patterns
 BETWEEN_CELLS = 0.8                # correlation of a texture's strength in neighbouring cells
-NOISE = 0.275                      # standard deviation of what no texture explains; that of the clutter is 1
+NOISE = 0.275                      # standard deviation of the independent noise; all noise together has 1
 
 
 class Modality(NamedTuple):
-    """Fitted to real features: of clutter and patterns, what is above a threshold is left, and raised to a power."""
-    levels: float              # share of the clutter's variance that is the channels' own level, the same in all videos
+    """Fitted to real features: feature = scale * max(noise + patterns - threshold, 0) ** power."""
+    levels: float              # share of the noise variance that is a fixed mean of each channel
     between_seconds: float     # correlation of a texture's strength in consecutive seconds
     threshold: float
     power: float               # above 1: a heavy tail
@@ -69,7 +69,7 @@ VISUAL = Modality(levels=0.15, between_seconds=0.88, threshold=0.41, power=1.7, 
 
 
 class Clutter:
-    """What is heard or seen beside the sources: the world's textures, of another strength in each video."""
+    """Correlated noise: fixed textures, whose strength differs between videos."""
 
     def __init__(self, generator, modality, channels, segments, map_size=1):
         self.levels = modality.levels ** 0.5 * generator.standard_normal(channels, np.float32)
@@ -89,21 +89,21 @@ class Clutter:
 
 
 def correlating(number, neighbours):
-    """[number, number]: times independent values, it gives values of correlation neighbours ** distance."""
+    """Cholesky factor [number, number] of the correlation matrix neighbours ** distance."""
     distance = abs(np.subtract.outer(np.arange(number), np.arange(number)))
     return np.linalg.cholesky(neighbours ** distance).astype(np.float32)
 
 
 class Plot(NamedTuple):
     """What happens in the T segments of a video."""
-    source: int                # category of the event's source, or of that which is seen in a background video
-    other: int                 # category of the second one; -1: there is none
-    sounds: np.ndarray         # [T] bool: where the source is heard
-    seen: np.ndarray           # [T] bool: where it is seen
+    source: int                # category of the main source
+    other: int                 # category of the second source; -1: there is none
+    sounds: np.ndarray         # [T] bool: the main source is heard
+    seen: np.ndarray           # [T] bool: the main source is seen
 
 
 class World:
-    """Sounds and looks of all categories, and videos made of them; a pure function of its arguments and the seed."""
+    """The patterns of all categories, and videos made of them. Depends on nothing but the arguments."""
 
     def __init__(self, seed, categories, segments, audio_dim, map_size, visual_dim, difficulty):
         self.seed, self.categories, self.segments, self.map_size = seed, categories, segments, map_size
@@ -145,12 +145,12 @@ class World:
         return Plot(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
 
     def _two_sources(self, generator, category):
-        """One of this category, and one of another family."""
+        """The main source, of this category, and a second source from another family."""
         others = [other for other in range(self.categories) if (other - category) % FAMILIES]
         return category, generator.choice(others) if others else -1
 
     def _drift(self, generator):
-        """[T, 2] corners: one cell aside now and then."""
+        """[T, 2]: corner of the source in each segment, a random walk."""
         steps = generator.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=(self.segments, 2))
         steps[0] = generator.integers(self.map_size - self.look_size + 1, size=2)
         return np.clip(np.cumsum(steps, axis=0), 0, self.map_size - self.look_size)
@@ -190,13 +190,13 @@ def own_annotations(generator, videos, categories, segments):
 
 
 def own_orders(generator, sizes):
-    """{split: rows}: a random part of the videos each, in the order of the rows."""
+    """{split: rows}: a random split, rows sorted."""
     parts = np.array_split(generator.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
     return {split: np.sort(part) for split, part in zip(SPLITS, parts)}
 
 
 def read_orders(folder, annotations_path, videos):
-    """{split: rows} of published order files; UserError where one does not fit the annotations."""
+    """{split: rows} of published order files; UserError if one does not fit the annotations."""
     files = {**find_files(folder, [f"order_{split}" for split in SPLITS]), "labels": annotations_path}
     return {split: read_order(files, f"order_{split}", videos).numpy() for split in SPLITS}
 

@@ -3,7 +3,7 @@
 PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the number of segments, a second each.
 
 - A clip of N seconds, give or take half a second, is used as a whole: the frames are spread over all that were
-  decoded, whatever number the container promises. Of a longer clip the first N seconds are used.
+  decoded, not over the number that the container promises. Of a longer clip the first N seconds are used.
 - A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
 - Damaged parts are passed over, as a player does.
 - Frames and sound both count from their own beginning. A note tells if one begins later than the file.
@@ -49,7 +49,7 @@ class Clip(NamedTuple):
     frames: np.ndarray     # uint8 [N, 16, 224, 224, 3], RGB
     sound: np.ndarray      # int16 [N * rate, channels]; None if the video has none
     rate: int              # samples of sound a second
-    notes: list            # what a person should know: no sound, and what is damaged, filled or late
+    notes: list            # warnings: no sound; damaged, filled or late parts
 
 
 def require_packages():
@@ -219,7 +219,7 @@ def _open(path, kind):
 
 @contextmanager
 def _reading():
-    """Around a single call of PyAV: VideoError for whatever a broken file leads it into."""
+    """Around a single call of PyAV: turns any error into a VideoError."""
     try:
         yield
     except Exception as error:
@@ -234,7 +234,7 @@ def _frames(container, stream, damaged):
     while packet is not None:
         try:
             packet = next(packets, None)      # None empties the decoder
-        except Exception as error:      # nothing behind it can be read
+        except Exception as error:      # the rest of the file cannot be read
             damaged.append(error)
             packet = None
         try:

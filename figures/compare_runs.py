@@ -15,7 +15,7 @@ from run_results import accuracies, difference, estimate, format_estimate, gain,
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import OptionParser, one_line_errors  # noqa: E402
 
-OF_LOSS = ("LAMBDA", "released_quirks", "weak_labels", "background_videos")      # options that change the loss
+OF_LOSS = ("LAMBDA", "weak_labels", "background_videos")      # options that change the loss
 
 
 def print_table(names, results):
@@ -43,7 +43,8 @@ def main():
     results, logs = zip(*map(read_result, args.folders))
     print_table(names, results)
     panels = list(PANELS)
-    losses = [[result["name"], *map(result["options"].get, OF_LOSS)] for result in results]
+    losses = [[result["name"], "stale_avps" in result["options"].get("released_quirks", []),
+               *map(result["options"].get, OF_LOSS)] for result in results]
     if any(loss != losses[0] for loss in losses):
         print("training losses are not drawn: they are different ones")
         panels.remove("loss")

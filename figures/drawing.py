@@ -17,7 +17,7 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.ticker import LogLocator  # noqa: E402
 
 BLUE, ORANGE, GREEN, DARK = "#0072b2", "#d55e00", "#009e73", "0.3"      # the first three are Okabe and Ito's
-LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"           # behind text
+LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"           # backgrounds of text
 SMALL = 7      # points: the smallest text that can be read in print
 
 pyplot.rcParams.update({

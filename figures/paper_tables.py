@@ -102,7 +102,7 @@ SWEPT = {"threshold": ("pruning threshold", 0.099), "avps": ("weight of L_avps",
 
 
 def command_of(row, args):
-    """What a person would type for this row behind `python`."""
+    """The command line of this row, without `python`."""
     script = [f"{row.setting}_supervised_main.py"]
     given = {name: getattr(args, name) for name in PASSED_ON}
     if row.model == "AVEL":
@@ -128,12 +128,12 @@ def start(folder, command):
 def run_all(commands, jobs):
     """Runs the commands {folder: command} that have no result, so many at a time; they end with this process.
 
-    Returns {folder: last line of the error} of those that failed. Raises UserError for a folder of another command.
+    Returns {folder: last line of its error} of failed ones. Raises UserError if a folder belongs to another command.
     """
     for folder, command in commands.items():
         path = folder / "command.txt"
         if path.is_file() and path.read_text() != shlex.join(command):
-            raise UserError(f"{path}: is of another command; remove the folder, or choose another --output_dir")
+            raise UserError(f"{path}: belongs to another command; remove the folder, or choose another --output_dir")
     todo = [folder for folder in commands if not list(folder.glob("*_runs.json"))]
     waiting, running, errors, started = todo.copy(), {}, {}, time.monotonic()
     print(f"{len(todo)} rows to do, {jobs} at a time", flush=True)

@@ -86,7 +86,7 @@ def train(args, data, device):
     from model.run import Run
 
     utils.set_seed(args.seed)
-    rank, world_size = utils.process()
+    rank, world_size = utils.rank_and_world_size()
     batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, in_order, rank, world_size)
     arguments = utils.network_sizes(data["train"].sizes)
     network = AVELNetwork(**arguments).to(device)

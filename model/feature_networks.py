@@ -16,7 +16,7 @@ from dataset import UserError
 
 class WeightsFile(NamedTuple):
     """A published file."""
-    what: str          # for a person
+    what: str          # description for messages
     default: Path      # where it is looked for
     source: str
     megabytes: int
@@ -125,7 +125,7 @@ def load_vgg19(path):
 
 
 def arrays_of(group):
-    """The arrays of an HDF5 group, under whatever names, those with fewer axes first."""
+    """The arrays of an HDF5 group at any depth, fewest axes first."""
     arrays = []
 
     def add(_, item):

@@ -68,7 +68,7 @@ def pruning_note(kept_pairs, threshold):
     """What to print if pruning keeps nearly no pairs or nearly all; '' if it does neither, or was asked to."""
     if kept_pairs is None or threshold in (0, 1) or 0.01 <= kept_pairs <= 0.99:
         return ""
-    return (f"note: of all pairs, {percent(kept_pairs)} are above the threshold {threshold}; pruning leaves "
+    return (f"note: pruning (threshold {threshold}) keeps {percent(kept_pairs)} of all pairs of segments: "
             f"{'nearly no' if kept_pairs < 0.5 else 'nearly every'} pair")
 
 

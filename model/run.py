@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import UserError, progress_bar
-from model.checkpoint import save, write_atomically
+from model.checkpoint import read_content, save, write_atomically
 from model.metrics import percent, pruning_note
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ class Run:
     describes the run; a run continues only if 'network', 'options' and 'data' are the same. writes: whether
     this process writes the files (the first of several).
 
-    start: the epoch to begin with. best, best_test: {score, record, correct, metrics} of the check with the highest
+    start: the epoch to begin with. best, best_test: {score, record, correct} of the check with the highest
     score, and with the highest test accuracy; None before the first check.
     Raises UserError if --resume finds a run with other options or data, or without its log or checkpoint.
     """
@@ -69,7 +69,9 @@ class Run:
             print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
     def _continue(self):
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        state = read_content(self.state_path)
+        if "random" not in state:
+            raise UserError(f"{self.state_path}: is not the state of a run; start again without --resume")
         for key in ("network", "options", "data"):
             if state["header"][key] != self.header[key]:
                 before, now = state["header"][key], self.header[key]
@@ -77,7 +79,9 @@ class Run:
                 changed = ", ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in names)
                 raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({changed}); repeat its "
                                 "command, or choose another --output_dir")
-        log = self.log_path.read_text().splitlines() if self.log_path.exists() else []
+        if state["header"]["versions"] != self.header["versions"]:
+            print("note: the code or a library has changed since the run began; its log has the old versions")
+        log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         if len(log) < state["lines"] or (state["best"] and not self.checkpoint_path.exists()):
             raise UserError(f"--resume: the log or the checkpoint in {self.args.output_dir} is missing or cut short; "
                             "start again without --resume")
@@ -114,9 +118,9 @@ class Run:
 
     def mean_loss(self, epoch):
         """The mean loss of the steps since the last call, over all processes; UserError if it is not finite."""
-        if process()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             torch.distributed.all_reduce(self.loss_sum)
-        loss = self.loss_sum.item() / (self.steps * process()[1])
+        loss = self.loss_sum.item() / (self.steps * rank_and_world_size()[1])
         self.loss_sum.zero_()
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{self._kept()}")
@@ -146,9 +150,7 @@ class Run:
 
     def set_best(self, score, record, test):
         """Notes the check that the checkpoint is saved of; test: its `Predictions`."""
-        background = self.header["network"]["num_classes"] - 1
-        self.best = {"score": score, "record": record, "correct": test.correct_segments,
-                     "metrics": test.metrics(background)}
+        self.best = {"score": float(score), "record": record, "correct": test.correct_segments}
 
     def end_epoch(self, record):
         """Logs the epoch; saves the state every save_epoch epochs and after the last one."""
@@ -175,9 +177,9 @@ class Run:
                               "checks": self.checks}})
         if self.best["score"] == best["val_accuracy"]:
             print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
-        else:
-            print(f"best score: {self.best['score']:.4f} (epoch {best['epoch']}), with a validation accuracy of "
-                  f"{percent(best['val_accuracy'])}")
+        else:      # chosen by another score
+            print(f"best validation score: {self.best['score']:.4f} (epoch {best['epoch']}, accuracy "
+                  f"{percent(best['val_accuracy'])})")
         print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
@@ -187,11 +189,10 @@ class Run:
         return {"seed": self.args.seed, "best_epoch": best["epoch"], "val": best["val_accuracy"],
                 "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
-                "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"],
-                "metrics": self.best["metrics"]}
+                "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}
 
 
-def process():
+def rank_and_world_size():
     """(rank, number) of this process among those that torchrun started; (0, 1) without it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -1,12 +1,10 @@
 """Times the parts of a training step and, in the same run, its largest matrix products alone; prints one row.
 
-    python tests/benchmark.py                                         # random tensors of AVE's shapes, in memory
-    python tests/benchmark.py --data_dir data/full --features disk    # these files
-    python tests/benchmark.py --device cuda --precision bf16 --setting weakly
+    python tests/benchmark.py --data_dir data/full --setting weakly --device cuda --precision bf16
 
 Times of parts are medians in milliseconds; data: the wait for the batch; forward: with the loss.
 Products: of AVGA's first layer, H_v = V U_v^T and the gradient of U_v; every implementation has to compute them.
-First batch: seconds since the script was started. Peak: memory of the process, and of the GPU if there is one.
+First batch: seconds since the script was started. Peak: memory of the process; of the GPU: 0 without one.
 """
 import time
 
@@ -21,29 +19,16 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils  # noqa: E402
-from dataset import AVEDataset, Sizes, TrainingBatches  # noqa: E402
+from dataset import TrainingBatches  # noqa: E402
 from model.checkpoint import NETWORKS  # noqa: E402
 from psp_model import PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss  # noqa: E402
 
 BATCH_SIZE, WARM_UP = 128, 3      # videos, steps
 
 
-class RandomDataset(AVEDataset):
-    """Random features and labels of AVE's shapes."""
-
-    def __init__(self, dtype, device):
-        videos, self.in_memory, self.device = 4 * BATCH_SIZE, True, device
-        self.sizes = Sizes(videos, 10, 128, (7, 7), 512, 29)
-        self.tensors = {"audio": torch.rand(videos, 10, 128, device=device),
-                        "visual": torch.rand(videos, 10, 7, 7, 512, dtype=dtype, device=device),
-                        "labels": torch.randint(29, (videos, 10), device=device),
-                        "label_share": torch.full((videos, 29), 1 / 29, device=device),
-                        "video": torch.arange(videos, device=device)}
-
-
 def main():
     parser = utils.OptionParser(__doc__)
-    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="a folder with all files")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", required=True, help="with all files")
     parser.add_argument("--setting", choices=NETWORKS, default="fully")
     parser.add_argument("--features", choices=["auto", "memory", "disk"], default="auto")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"], default="fp32")
@@ -52,17 +37,13 @@ def main():
     parser.set_defaults(model_name="PSP")
     args = parser.parse_args()
     device = utils.select_device(args.device, args.precision)
-    dtype = torch.bfloat16 if args.precision == "bf16" else torch.get_default_dtype()
 
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    if args.data_dir:
-        data = utils.read_data(args, args.setting, ["train", "val"], device)
-    else:
-        data = dict.fromkeys(["train", "val"], RandomDataset(dtype, device))
+    data = utils.read_data(args, args.setting, ["train", "val"], device)
     sizes = data["train"].sizes
     network = PSPNetwork(**utils.network_sizes(sizes), threshold=0.1, **NETWORKS[args.setting]).to(device)
     model = utils.prepare(network, args.precision)
@@ -88,9 +69,8 @@ def main():
     parts = 1000 * np.diff(laps[WARM_UP:], axis=1)      # [steps, parts]
     step = np.median(parts.sum(axis=1))
 
-    V = torch.rand(BATCH_SIZE * sizes.num_segments * sizes.map_size[0] * sizes.map_size[1], sizes.visual_dim,
-                   dtype=dtype, device=device)
-    U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=dtype, device=device)
+    V = batch["visual"].flatten(0, 3)
+    U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=V.dtype, device=device)
     times = [now()]
     for _ in range(WARM_UP + 5):
         H_v = torch.mm(V, U_v.T)
@@ -102,16 +82,14 @@ def main():
     utils.predict(model, data["val"], BATCH_SIZE)
     evaluated = len(data["val"]) / (now() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    gpu, name = "-", f"{torch.get_num_threads()} CPU threads"
-    if device.type == "cuda":
-        gpu, name = f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f}", torch.cuda.get_device_name(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{name}, torch {torch.__version__}, batches of {BATCH_SIZE}")
     print("| setting | features | precision | first batch s | data ms | forward ms | backward ms | optimiser ms "
           "| step ms | products ms | share | train /s | eval /s | peak GB | GPU GB |")
     row = [args.setting, str(data["train"].device) if data["train"].in_memory else "disk", args.precision,
            f"{laps[0][1] - STARTED:.1f}", *(f"{part:.1f}" for part in np.median(parts, axis=0)), f"{step:.0f}",
            f"{products:.0f}", f"{products / step:.2f}", f"{1000 * BATCH_SIZE / step:.0f}", f"{evaluated:.0f}",
-           f"{peak:.2f}", gpu]
+           f"{peak:.2f}", f"{torch.cuda.max_memory_allocated() / 1e9:.2f}"]
     print(f"| {' | '.join(row)} |")
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -60,47 +59,11 @@ def close(actual, expected, tolerance=1e-8):
     assert np.linalg.norm(actual - expected) <= tolerance * max(np.linalg.norm(expected), 1e-12)
 
 
-class Script:
-    """Runs a script of the repository in a process of its own, on one thread."""
-
-    def command(self, name, *options):
-        return [sys.executable, str(ROOT / name), *map(str, options)]
-
-    def environment(self):
-        return dict(os.environ)
-
-    def __call__(self, name, *options, code=0, cwd=None):
-        done = subprocess.run(self.command(name, *options), capture_output=True, text=True, cwd=cwd,
-                              env=self.environment(), timeout=240)
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-
 @pytest.fixture(autouse=True)
 def float32_again():
     """A run with --precision fp64 in this process changes PyTorch's default dtype."""
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture(scope="session")
-def script():
-    return Script()
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, script):
-    """A synthetic folder of sizes that are nobody's default; not to be changed."""
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    script("data/synthetic.py", "--output_dir", folder, *TINY)
-    return folder
-
-
-@pytest.fixture
-def data_folder(tiny_folder, tmp_path):
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
 
 
 def run_main(name, *options):
@@ -118,7 +81,7 @@ def run_main(name, *options):
 
 
 def run_quickly(name, *options, code=0):
-    """As `Script`, but in this process."""
+    """The same, with an expected exit code."""
     ended, out, error = run_main(name, *options)
     assert ended == code, error
     return SimpleNamespace(stdout=out, stderr=error)
@@ -132,6 +95,20 @@ def main_in_process():
 @pytest.fixture
 def quick_script():
     return run_quickly
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A synthetic folder of sizes that are nobody's default; not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    run_quickly("data/synthetic.py", "--output_dir", folder, *TINY)
+    return folder
+
+
+@pytest.fixture
+def data_folder(tiny_folder, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
 
 
 @pytest.fixture

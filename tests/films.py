@@ -24,14 +24,14 @@ def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
     return np.stack([np.round(strength * 32767 * np.sin(2 * np.pi * h * t)) for h in hertz], axis=1).astype(np.int16)
 
 
-def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", codec="mpeg4", sound_codec="pcm_s16le",
-         picture=numbered_picture, times=None, sound_start=0, **options):
+def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", sound_codec="pcm_s16le",
+         picture=numbered_picture, times=None, sound_start=0):
     """Writes a film of numbered pictures; returns its path.
 
     times: when each picture is shown, in milliseconds; else at a fixed rate. sound_start: of the sound, in seconds.
     """
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=1000 if times else rate)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000 if times else rate)
         first = picture(0)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *first.shape[:2], "yuv420p", 2_000_000
         heard = container.add_stream(sound_codec, rate=sound_rate, layout=layout) if sound is not None else None

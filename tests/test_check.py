@@ -27,7 +27,7 @@ def test_a_good_folder(audit, tiny_folder):
     assert (code, notes, wrong) == (0, "", "") and "can be trained on (fully and weakly supervised)" in out
     visual = read(tiny_folder / "visual_feature.h5")
     row = next(line for line in out.splitlines() if line.startswith("visual_feature.h5"))
-    assert "40 x 6 x 3 x 3 x 20" in row and "float64" in row and "contiguous" in row
+    assert "40 x 6 x 3 x 3 x 20" in row and "float64" in row
     assert f"{100 * (visual == 0).mean():.1f} %" in row and f"{visual.max():.4g}" in row
     train = read(tiny_folder / "right_labels.h5")[read(tiny_folder / "train_order.h5", "order")]
     assert re.search(rf"hold the event +{100 * (train[..., -1] == 0).mean():.1f} %", out)
@@ -59,40 +59,20 @@ def rows_of_test(folder):
     return read(folder / "test_order.h5", "order")
 
 
-def without_maps(rows_of):
-    return lambda folder: change("visual_feature.h5", lambda a: with_value(a, rows_of(folder), 0))(folder)
-
-
-def write_annotations(*lines):
-    return lambda folder: (folder / "Annotations.txt").write_text("\n".join(lines))
-
-
-def move_to_numpy(folder):
-    np.save(folder / "audio_feature.npy", read(folder / "audio_feature.h5"))
-    (folder / "audio_feature.h5").unlink()
+def without_maps_of_test(folder):
+    change("visual_feature.h5", lambda a: with_value(a, rows_of_test(folder), 0))(folder)
 
 
 WRONG = {
     "missing": (lambda folder: (folder / "prob_label.h5").unlink(), "prob_label.h5: missing.*prepare_labels.py"),
-    "a NumPy file": (move_to_numpy, "audio_feature.h5: write .*numpy.load"),
-    "cut short": (lambda folder: (folder / "visual_feature.h5").write_bytes(b"no"), "visual_feature.h5: .*download"),
     "NaN": (change("audio_feature.h5", lambda a: with_value(a, (3, 2, 1), np.nan)), "audio_feature.h5: 1 values are"),
-    "too large": (change("audio_feature.h5", lambda a: with_value(a, (3, 2), 1e300)), "12 values are NaN or infinite"),
-    "too large for float16": (change("audio_feature.h5", lambda a: with_value(a.astype("f2"), (3, 2, 1), np.inf)),
-                              "audio_feature.h5: 1 values are NaN or infinite"),
-    "empty": (change("val_order.h5", lambda a: a[:0], "order"), "val_order.h5: is empty"),
-    "fewer videos": (change("audio_feature.h5", lambda a: a[1:]), "audio_feature.h5: has shape.*right_labels.h5"),
     "share": (change("prob_label.h5", lambda a: with_value(a, 7, [0, 0, 0.5, 0, 0.5])), "prob_label.h5: 1 vid.*row 7"),
     "category": (change("mil_labels.h5", lambda a: np.roll(a, 1, axis=1)), "mil_labels.h5: .* another category"),
     "background": (change("labels_noisy.h5", lambda a: a[:, ::-1]), "labels_noisy.h5: has videos that are not"),
     "other rows": (change("right_labels.h5", lambda a: a[::-1]), "right_labels.h5: .* do not belong together"),
     "overlap": (lambda folder: rewrite(folder / "test_order.h5", read(folder / "train_order.h5", "order")[:3], "order"),
                 "train_order.h5: shares 3 rows with the test split"),
-    "twice": (change("val_order.h5", lambda a: np.r_[a, a[:2]], "order"), "val_order.h5: names 2 rows more than once"),
-    "annotations": (write_annotations("a&b&good&0&3"), "has 1 lines, but the data has 40 rows"),
-    "a line": (write_annotations("a&b&good&0"), "Annotations.txt: line 1 is"),
-    "no maps": (without_maps(rows_of_test), "7 of 7 videos of test have no features"),
-    "no videos": (attribute("rows_without_video", rows_of_test), "7 of 7 videos of test have no features"),
+    "no maps": (without_maps_of_test, "7 of 7 videos of test have no features"),
 }
 
 
@@ -104,13 +84,6 @@ def test_what_is_wrong_is_said_by_file_with_the_remedy(audit, data_folder, case)
     assert code == 2 and re.search(expected, wrong) and "labels_noisy.h5" in out      # the other files are audited too
 
 
-def misspell(folder):
-    text = (folder / "Annotations.txt").read_text()
-    for number, name in enumerate(("Cat", "Bark", "Clock", "Baanjo")):
-        text = text.replace(f"category {number}", name)
-    (folder / "Annotations.txt").write_text(text)
-
-
 NOTES = {
     "a label": (change("right_labels.h5", lambda a: with_value(a, (4, 1), [0, 0, 0, 1, 0])),
                 r"right_labels.h5: 1 of 40 videos .* row 4\); keep"),
@@ -118,12 +91,10 @@ NOTES = {
     "scaled": (change("audio_feature.h5", lambda a: a / 300), "times that of published features"),
     "few zeros": (change("audio_feature.h5", lambda a: a + 0.1), "of its values are zeros"),
     "random": (attribute("random_weights", lambda folder: True), "made with --random_weights"),
-    "one video": (attribute("rows_without_video", lambda folder: rows_of_test(folder)[:2]), "2 of 7 videos of test have"),
-    "one map": (without_maps(lambda folder: rows_of_test(folder)[:2]), "2 of 7 videos of test have no features"),
+    "one video": (attribute("rows_without_video", lambda folder: rows_of_test(folder)[:1]), "1 of 7 videos of test"),
     "unused": (change("val_order.h5", lambda a: a[:4], "order"), "5 videos are in no split"),
     "twice": (lambda folder: (folder / "Annotations.txt").write_text(
         (folder / "Annotations.txt").read_text().replace("synthetic00001", "synthetic00000")), "1 ids occur more than"),
-    "misspelt": (misspell, "'Baanjo' is not a category of AVE"),
 }
 
 
@@ -135,29 +106,11 @@ def test_what_is_worth_knowing_is_noted(audit, data_folder, case):
     assert code == 0 and re.search(expected, notes), notes + wrong
 
 
-def test_other_layouts_are_noted(audit, data_folder):
-    """Channels before height and width; background as the first class, in all label files."""
-    for name in ("visual_feature.h5", "visual_feature_noisy.h5"):
-        change(name, lambda a: np.moveaxis(a, -1, 2))(data_folder)
-    for name in ("right_labels.h5", "mil_labels.h5", "prob_label.h5", "labels_noisy.h5"):
-        change(name, lambda a: np.roll(a, 1, axis=-1))(data_folder)
-    _, notes, _, _ = audit(data_folder)
-    assert "channels came first" in notes and "class 0 looks like background" in notes
-
-
 def test_weak_files_are_not_asked_for_if_only_the_full_setting_is_wanted(audit, data_folder):
     (data_folder / "visual_feature_noisy.h5").unlink()
     assert audit(data_folder)[0] == 2
     code, _, _, out = audit(data_folder, "--setting", "fully")
     assert code == 0 and "can be trained on (fully supervised)" in out
-
-
-def test_any_layout_that_h5py_reads_is_fine(audit, data_folder):
-    for name, layout in (("visual_feature.h5", dict(chunks=True, compression="gzip")), ("right_labels.h5", {})):
-        rewrite(data_folder / name, read(data_folder / name).astype("bool" if "label" in name else ">f2"), **layout)
-    change("prob_label.h5", lambda a: a.astype("f2"))(data_folder)
-    code, _, wrong, out = audit(data_folder)
-    assert code == 0 and "gzip" in out and ">f2" in out, wrong
 
 
 def test_a_folder_of_features_alone(audit, data_folder):
@@ -168,11 +121,8 @@ def test_a_folder_of_features_alone(audit, data_folder):
     code, notes, _, out = audit(data_folder)
     assert code == 0 and "can be labelled by a trained network" in out and "MISSING" not in out
     assert "1 of 40 videos" in notes
-    (data_folder / "audio_feature.h5").write_bytes(b"no")
-    assert audit(data_folder)[0] == 2
 
 
 def test_of_a_folder_without_files_all_are_asked_for(audit, tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        code, _, _, out = audit(folder)
-        assert code == 2 and out.count("MISSING") == 11
+    code, _, _, out = audit(tmp_path)
+    assert code == 2 and out.count("MISSING") == 11

@@ -1,33 +1,29 @@
 """Checkpoints: what is written is read again, and what does not fit is refused in one line."""
-import resource
-
 import pytest
 import torch
 
 from dataset import Sizes, UserError
-from model.checkpoint import load, rebuild, save, write_atomically
+from model.checkpoint import load, rebuild, save
 
 SIZES = Sizes(24, 6, audio_dim=12, map_size=(3, 2), visual_dim=20, num_classes=5)
+SIZE_ARGUMENTS = {"audio_dim": 12, "visual_dim": 20, "map_size": [3, 2], "num_classes": 5}
 
 
-class Network(torch.nn.Module):
-    def __init__(self, audio_dim, visual_dim, map_size, num_classes, threshold):
+class Unthresholded(torch.nn.Module):
+    def __init__(self, audio_dim, visual_dim, map_size, num_classes):
         super().__init__()
-        self.threshold = threshold
         self.layer = torch.nn.Linear(audio_dim + visual_dim, num_classes)
 
 
-class Unthresholded(Network):
-    def __init__(self, **sizes):
-        super().__init__(**sizes, threshold=None)
-
-
-SIZE_ARGUMENTS = {"audio_dim": 12, "visual_dim": 20, "map_size": [3, 2], "num_classes": 5}
+class Network(Unthresholded):
+    def __init__(self, threshold, **sizes):
+        super().__init__(**sizes)
+        self.threshold = threshold
 
 
 @pytest.fixture
 def content():
-    network = Network(**SIZE_ARGUMENTS, threshold=0.1)
+    network = Network(0.1, **SIZE_ARGUMENTS)
     return {"setting": "fully", "model_name": "Mine", "network": {**SIZE_ARGUMENTS, "threshold": 0.1},
             "weights": network.state_dict(), "epoch": 7}
 
@@ -49,15 +45,9 @@ def test_a_network_is_rebuilt_in_the_default_dtype(content, tmp_path):
     assert rebuild(content, tmp_path, Network).layer.weight.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name, value", [("audio_dim", 13), ("visual_dim", 8), ("map_size", (2, 3)),
-                                         ("num_classes", 6)])
-def test_data_of_other_sizes_are_refused(content, tmp_path, name, value):
-    with pytest.raises(UserError, match=f"{tmp_path}: was trained with {name} .*, but the data has"):
-        rebuild(content, tmp_path, Network, SIZES._replace(**{name: value}))
-
-
-def test_data_without_labels_fit_any_number_of_classes(content, tmp_path):
-    rebuild(content, tmp_path, Network, SIZES._replace(num_classes=None))
+def test_data_of_other_sizes_are_refused(content, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: was trained with map_size .*, but the data has"):
+        rebuild(content, tmp_path, Network, SIZES._replace(map_size=(2, 3)))
 
 
 def test_a_network_without_a_threshold_cannot_be_given_one(content, tmp_path):
@@ -67,24 +57,14 @@ def test_a_network_without_a_threshold_cannot_be_given_one(content, tmp_path):
         rebuild(content, tmp_path, Unthresholded, threshold=0.1)
 
 
-def test_a_fault_in_a_network_class_shows_itself(content, tmp_path):
-    class Faulty(Network):
-        def __init__(self, **arguments):
-            raise RuntimeError("a fault of its author's")
-
-    with pytest.raises(RuntimeError, match="a fault of its author's"):
-        rebuild(content, tmp_path, Faulty)
-
-
 def test_the_other_setting_is_refused(content, tmp_path):
     save(tmp_path / "x.pt", content)
     with pytest.raises(UserError, match="x.pt: is a fully supervised checkpoint; .* not the weakly supervised one"):
         load(tmp_path / "x.pt", "weakly")
 
 
-@pytest.mark.parametrize("name", ["setting", "model_name", "network", "weights"])
-def test_a_part_that_is_missing(content, tmp_path, name):
-    del content[name]
+def test_a_checkpoint_without_one_of_its_parts_is_refused(content, tmp_path):
+    del content["network"]
     save(tmp_path / "x.pt", content)
     with pytest.raises(UserError, match="x.pt: is not a checkpoint of these networks"):
         load(tmp_path / "x.pt")
@@ -94,17 +74,3 @@ def test_the_state_of_a_run_is_not_its_checkpoint(content, tmp_path):
     save(tmp_path / "PSP_fully_state.pt", {"weights": content["weights"], "optimizer": {}, "epoch": 3})
     with pytest.raises(UserError, match="is the state of a run.* its checkpoint is PSP_fully.pt"):
         load(tmp_path / "PSP_fully_state.pt")
-
-
-def test_a_write_that_fails_leaves_the_former_file(tmp_path):
-    write_atomically(tmp_path / "x", "former")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))      # as a full disk
-    try:
-        with pytest.raises(OSError) as error:
-            write_atomically(tmp_path / "x", bytes(2000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.value.filename == str(tmp_path / "x")
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_text() == "former"

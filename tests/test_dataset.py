@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-import warnings
 
 import h5py
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 
 from conftest import change, read, rewrite, with_value
 from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, AVEDataset, Sizes, UserError, background_note, class_names,
-                     find_files, layout_note, names_and_ids, new_h5, open_h5, progress_bar, read_ahead,
-                     read_annotations, read_rows, required_files, unknown_categories)
+                     find_files, layout_note, names_and_ids, new_h5, progress_bar, read_ahead,
+                     read_annotations, required_files)
 
 CPU = torch.device("cpu")
 
@@ -44,9 +43,9 @@ def test_position_i_is_the_row_that_the_order_names(data_folder, features):
     assert len(dataset) == 5 and torch.equal(dataset[3]["visual"], dataset[[1, 3]]["visual"][1])
 
 
-@pytest.mark.parametrize("layout", [{}, {"chunks": True, "compression": "gzip", "fletcher32": True, "shuffle": True},
-                                    {"chunks": (7, 1, 2, 2, 9)}], ids=["contiguous", "compressed", "chunked"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "longdouble", "int16", "bool"])
+@pytest.mark.parametrize("dtype, layout", [
+    ("float16", {}), ("float32", {"chunks": True, "compression": "gzip", "fletcher32": True, "shuffle": True}),
+    (">f8", {"chunks": (7, 1, 2, 2, 9)}), ("longdouble", {}), ("int16", {}), ("bool", {})])
 def test_any_dtype_and_layout(data_folder, dtype, layout):
     rewrite(data_folder / "visual_feature.h5", read(data_folder / "visual_feature.h5").astype(dtype), **layout)
     rewrite(data_folder / "right_labels.h5", read(data_folder / "right_labels.h5").astype(dtype))
@@ -61,11 +60,9 @@ def test_features_on_disk_are_the_features_in_memory(tiny_folder, dtype):
     for index in (3, [28, 0, 7], torch.tensor([5, 5]), slice(2, 9)):
         for name, value in memory[index].items():
             assert torch.equal(value, disk[index][name]) and value.dtype in (torch.int64, dtype), name
-    assert torch.equal(memory[:]["visual"], load(tiny_folder, weak=True)[:]["visual"].to(dtype))
     rounded = load(tiny_folder, weak=True, dtype=torch.bfloat16)
     assert torch.equal(rounded[:]["visual"], memory[:]["visual"].float().bfloat16())
-    assert rounded[:]["audio"].dtype == torch.float32
-    assert memory.digest == disk.digest == rounded.digest == load(tiny_folder, weak=True).digest
+    assert memory.digest == disk.digest == rounded.digest
 
 
 def test_a_worker_process_reads_from_disk(tiny_folder):
@@ -79,11 +76,8 @@ def test_a_worker_process_reads_from_disk(tiny_folder):
 def test_batches_read_ahead_are_the_batches_asked_for(tiny_folder, features):
     dataset = load(tiny_folder, weak=True, features=features)
     asked_for = [torch.tensor(positions) for positions in ([3, 1, 28], [0, 23, 9], [4, 4, 4], [7])]
-    got = 0
-    for positions, batch in zip(asked_for, read_ahead(dataset, asked_for, CPU)):
+    for positions, batch in zip(asked_for, read_ahead(dataset, asked_for, CPU), strict=True):
         assert all(torch.equal(value, dataset[positions][name]) for name, value in batch.items())
-        got += 1
-    assert got == 4 and list(read_ahead(dataset, [], CPU)) == []
 
 
 def test_the_digest_tells_other_features_labels_and_orders(data_folder):
@@ -94,7 +88,6 @@ def test_the_digest_tells_other_features_labels_and_orders(data_folder):
         rewrite(path, whole[::-1], key)
         assert load(data_folder, weak=True).digest != before, name
         rewrite(path, whole, key)
-    assert load(data_folder, weak=True).digest == before
 
 
 def test_a_weak_training_set_ends_with_the_background_videos(tiny_folder):
@@ -124,18 +117,13 @@ def test_rows_without_video_are_counted_and_random_weights_known(data_folder):
 
 
 def test_one_more_feature_file_is_in_each_batch(data_folder, monkeypatch):
-    """Two entries in dataset.py are enough; its shape is checked, and it has no background videos."""
+    """Two entries in dataset.py are enough."""
     flow = np.random.default_rng(0).random((40, 6, 5))
     rewrite(data_folder / "flow_feature.h5", flow)
     monkeypatch.setitem(AVE_FILES, "flow", type(AVE_FILES["audio"])(("flow_feature.h5",), "flow", "nowhere"))
     monkeypatch.setattr("dataset.FEATURES", ("audio", "visual", "flow"))
     item = load(data_folder)[[2, 0]]
     assert np.array_equal(item["flow"], flow[item["video"]].astype(np.float32))
-    with pytest.raises(UserError, match="--background_videos off"):
-        load(data_folder, weak=True)
-    rewrite(data_folder / "flow_feature.h5", flow[:, :-1])
-    with pytest.raises(UserError, match=r"flow_feature.h5: has shape \(40, 5, 5\)"):
-        load(data_folder)
 
 
 # ------------------------------------------------------------------------------------------- missing and broken files
@@ -146,7 +134,6 @@ def test_all_missing_files_are_listed_at_once_with_source_and_alternative(data_f
     for name in required_files(["train"], weak_training=True):
         assert AVE_FILES[name].names[0] in str(error.value)
     assert "AVE-ECCV18" in str(error.value) and "data/synthetic.py" in str(error.value)
-    (data_folder / "right_labels.h5").rename(data_folder / "right_label.h5")      # as some lists name it
     (data_folder / "audio_feature.h5").rename(tmp_path / "my_sound.h5")
     assert len(load(data_folder, audio=tmp_path / "my_sound.h5")) == 24
 
@@ -166,37 +153,26 @@ def test_the_advice_for_other_layouts_mends_them(data_folder):
         load(data_folder)
     run_advice(beside, data_folder)
     assert load(data_folder).digest == expected.digest
-    path.with_suffix(".npy").rename(path)
-    with pytest.raises(UserError, match="is a NumPy file"):
-        load(data_folder)
-    rewrite(path, features, "avadataset/data")
-    cases = [(path, "'avadataset' is a group; it holds avadataset/data")]
-    rewrite(data_folder / "other.h5", features, "features")
-    cases.append((data_folder / "other.h5", "has no HDF5 dataset 'avadataset'; it holds features"))
-    rewrite(data_folder / "reversed.h5", features.T)
-    cases.append((data_folder / "reversed.h5", "reversed.h5 look reversed"))
-    for wrong, message in cases:
+    mean = features.mean(axis=(2, 3))
+    for array, key, message, map_size in (
+            (features, "avadataset/data", "'avadataset' is a group; .* holds avadataset/data", (3, 3)),
+            (features, "features", "has no HDF5 dataset 'avadataset'; .* holds features", (3, 3)),
+            (features.T, "avadataset", "visual_feature.h5 look reversed", (3, 3)),
+            (mean, "avadataset", "without a map", (1, 1))):
+        rewrite(path, array, key)
         with pytest.raises(UserError, match=message) as error:
-            load(data_folder, visual=wrong)
+            load(data_folder)
         run_advice(error, data_folder)
-        assert load(data_folder, visual=data_folder / "NEW.h5").digest == expected.digest
-    rewrite(path, features.mean(axis=(2, 3)))
-    with pytest.raises(UserError, match="without a map") as error:
-        load(data_folder)
-    run_advice(error, data_folder)
-    assert load(data_folder, visual=data_folder / "NEW.h5").sizes.map_size == (1, 1)
+        mended = load(data_folder, visual=data_folder / "NEW.h5")
+        assert mended.sizes.map_size == map_size and (mended.digest == expected.digest) == (array is not mean)
 
 
 def in_file(name, function, key="avadataset"):
     return name, change(name, function, key)
 
 
-def remake(name, **layout):
-    """A change that writes the file with h5py's options of create_dataset alone."""
-    def apply(folder):
-        with h5py.File(folder / name, "w", locking=False) as file:
-            file.create_dataset("avadataset", **layout)
-    return name, apply
+def partly_written(folder):
+    rewrite(folder / "audio_feature.h5", None, shape=(40, 6, 12), dtype="f4", chunks=(1, 6, 12))
 
 
 def short_chunk(folder):
@@ -217,29 +193,22 @@ def unknown_filter(folder):
 
 
 BROKEN = {
-    "not HDF5": ("visual_feature.h5", lambda folder: (folder / "visual_feature.h5").write_text("no"), "download"),
     "cut short": ("visual_feature.h5", lambda folder: os.truncate(folder / "visual_feature.h5", 9000), "download"),
-    "partly written": (*remake("audio_feature.h5", shape=(40, 6, 12), dtype="f4", chunks=(1, 6, 12)), "not written to its end"),
-    "never written": (*remake("audio_feature.h5", shape=(40, 6, 12), dtype="f4"), "not written to its end"),
+    "partly written": ("audio_feature.h5", partly_written, "not written to its end"),
     "a chunk too short": ("train_order.h5", short_chunk, "not written to its end"),
     "a filter": ("train_order.h5", unknown_filter, "filter 32015 .*pip install hdf5plugin.*h5repack -f NONE"),
-    "text": (*remake("audio_feature.h5", data=np.array([b"a"])), "not numbers"),
-    "one value": (*remake("audio_feature.h5", data=3.5), "a single value"),
+    "text": (*in_file("audio_feature.h5", lambda a: np.array([b"a"])), "not numbers"),
+    "one value": (*in_file("audio_feature.h5", lambda a: 3.5), "a single value"),
     "axes": (*in_file("visual_feature.h5", lambda a: a[..., 0]), r"shape \(40, 6, 3, 3\); expected"),
     "maps of VGGish": (*in_file("audio_feature.h5", lambda a: np.ones((40, 6, 6, 4, 12))), "last pooling layer"),
     "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), "must agree"),
     "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
-    "background map": (*in_file("visual_feature_noisy.h5", lambda a: a[:, :, :2]), "must have shape"),
-    "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "has no background videos"),
+    "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "no background videos belong to it"),
     "row out of range": (*in_file("train_order.h5", lambda a: a + 30, "order"), "rows 0 to 39"),
-    "negative row": (*in_file("train_order.h5", lambda a: a - 30, "order"), "rows 0 to 39"),
-    "fractional rows": (*in_file("train_order.h5", lambda a: a + 0.5, "order"), "whole numbers"),
     "a row twice": (*in_file("train_order.h5", lambda a: a[[0, 1, 0]], "order"), "more than once"),
     "empty split": (*in_file("train_order.h5", lambda a: a[:0], "order"), "no videos"),
     "two labels": (*in_file("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
-    "no label": (*in_file("mil_labels.h5", lambda a: a * 0), "not one-hot"),
     "share over 1": (*in_file("prob_label.h5", lambda a: with_value(a, 3, 0.3)), "row 3 does not hold shares"),
-    "negative share": (*in_file("prob_label.h5", lambda a: with_value(a, 3, [-1, 2, 0, 0, 0])), "row 3"),
 }
 
 
@@ -257,24 +226,14 @@ def test_shares_of_float16_are_accepted(data_folder):
     load(data_folder, weak=True)
 
 
-@pytest.mark.parametrize("dtype, value", [("f8", np.nan), ("f8", -1e300), ("f2", np.inf)])
-@pytest.mark.parametrize("name", ["audio_feature.h5", "visual_feature.h5"])
+@pytest.mark.parametrize("name, dtype, value", [
+    ("audio_feature.h5", "f8", np.nan), ("visual_feature.h5", "f8", -1e300), ("visual_feature.h5", "f2", np.inf)])
 def test_values_that_are_not_finite_in_float32_are_found_by_row(data_folder, name, dtype, value):
     row = read(data_folder / "train_order.h5", "order")[7]
     change(name, lambda a: with_value(a.astype(dtype), (row, 2, ..., 1), value))(data_folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for features in ("memory", "disk"):
-            with pytest.raises(UserError, match=f"{name}: contains NaN or infinite values .*row {row},"):
-                load(data_folder, features=features)[[2, 7]]
-
-
-def test_the_systems_own_reason_is_quoted(tmp_path):
-    """It does not help to download a file again that cannot be read."""
-    for path, reason in ((tmp_path, "Is a directory"), ("/proc/self/mem", "Input/output error")):
-        if os.path.exists(path):
-            with pytest.raises(UserError, match=f"{path}: cannot be read .{reason}.$"), open_h5(path):
-                pass
+    for features in ("memory", "disk"):
+        with pytest.raises(UserError, match=f"{name}: contains NaN or infinite values .*row {row},"):
+            load(data_folder, features=features)[[2, 7]]
 
 
 def test_a_file_that_becomes_shorter_while_it_is_open_is_named(data_folder):
@@ -283,10 +242,6 @@ def test_a_file_that_becomes_shorter_while_it_is_open_is_named(data_folder):
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(UserError, match="visual_feature.h5: became shorter"):
         dataset[0]
-    with pytest.raises(UserError, match="right_labels.h5: became shorter"):
-        with open_h5(data_folder / "right_labels.h5") as labels:
-            os.truncate(data_folder / "right_labels.h5", 3000)
-            read_rows("right_labels.h5", labels, slice(0, 40))
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "compressed"])
@@ -311,14 +266,9 @@ def test_damage_anywhere_ends_in_one_line_or_in_finite_numbers(data_folder, layo
 def test_a_new_file_gets_its_name_when_it_is_whole(tmp_path):
     with pytest.raises(KeyError), new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
         raise KeyError
-    for place in ("nowhere/a.h5", "file/a.h5"):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(OSError) as error, new_h5(tmp_path / place, (3,), "f4"):
-            pass
-        assert str(tmp_path) in str(error.value.filename)
     with pytest.raises(OSError, match="No space left") as error, new_h5(tmp_path / "a.h5", (10**15,), "f4"):
         pass
-    assert error.value.filename == str(tmp_path / "a.h5") and [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert error.value.filename == str(tmp_path / "a.h5") and not list(tmp_path.iterdir())
     with new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
         dataset[:] = [1, 2, 3]
     assert read(tmp_path / "a.h5").tolist() == [1, 2, 3]
@@ -331,10 +281,8 @@ def sizes_of(map_size=(7, 7), visual_dim=512, rows=40, num_classes=5):
 
 
 def test_channels_before_height_and_width_are_noted():
-    for map_size, visual_dim in (((7, 7), 512), ((1, 1), 512), ((3, 3), 20), ((14, 14), 4)):
-        assert layout_note(sizes_of(map_size, visual_dim)) == ""
-    for map_size, visual_dim in (((512, 7), 7), ((512, 1), 1), ((2048, 7), 14)):
-        assert "channels came first" in layout_note(sizes_of(map_size, visual_dim))
+    assert layout_note(sizes_of((7, 7), 512)) == layout_note(sizes_of((1, 1), 512)) == ""
+    assert "channels came first" in layout_note(sizes_of((512, 7), 7))
 
 
 def test_background_as_the_first_class_is_noted(tiny_folder):
@@ -346,11 +294,11 @@ def test_background_as_the_first_class_is_noted(tiny_folder):
 
 def test_annotations_may_have_a_header_blanks_and_empty_lines_at_the_end(tmp_path):
     path = tmp_path / "Annotations.txt"
-    path.write_bytes(b"Category&VideoID&Quality&StartTime&EndTime\r\nBark & a&good&0&10\r\nCat&b&good& 2&2 \r\n\r\n \r\n")
+    path.write_bytes(b"Category&VideoID&Quality&StartTime&EndTime\r\nBark & a&good&0&10\r\nCat&b&good& 2&2 \r\n\r\n")
     assert read_annotations(path) == [("Bark", "a", "good", 0, 10, 2), ("Cat", "b", "good", 2, 2, 3)]
 
 
-@pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", "Bark&id&good&5&3", "Bark&id&good&-1&3", ""])
+@pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", ""])
 def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
     path = tmp_path / "Annotations.txt"
     path.write_text(f"Bark&id0&good&0&10\n{line}\nBark&id2&good&0&10\n")
@@ -367,20 +315,11 @@ def test_class_names_are_those_of_AVE_for_its_own_data_alone(tmp_path):
     ave = annotated(tmp_path / "Annotations.txt", "Cat", "Bark")
     assert class_names(ave) == class_names(ave, 29) == list(AVE_CLASSES)
     assert class_names(ave, 3) == ["Cat", "Bark", "background"]
-    assert class_names(num_classes=3) == ["category 0", "category 1", "background"]
     with pytest.raises(UserError, match="has 2 lines, but the data has 40 rows"):
         names_and_ids(tmp_path, None, sizes_of())
     (tmp_path / "Annotations.txt").unlink()
     assert names_and_ids(tmp_path, None, sizes_of(rows=4143, num_classes=29)) == (list(AVE_CLASSES), None)
     assert names_and_ids(tmp_path, None, sizes_of(num_classes=29)) == (None, None)      # own 28 categories
-    (tmp_path / "videos.txt").write_text("a.mp4\n" * 40)
-    assert names_and_ids(tmp_path, None, sizes_of(), ["x"] * 5) == (["x"] * 5, ["a.mp4"] * 40)
-
-
-def test_a_misspelt_category_is_noted(tmp_path):
-    notes = unknown_categories(annotated(tmp_path / "a", "Cat", "Cta", "Bark", "Cta", "Clock"))
-    assert len(notes) == 1 and "'Cta'" in notes[0] and "2 lines" in notes[0] and "line 2" in notes[0]
-    assert unknown_categories(annotated(tmp_path / "a", "dog", "cat", "Bark")) == []
 
 
 def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):

@@ -58,20 +58,6 @@ def test_each_option_changes_one_thing(train, tiny_folder, tmp_path, setting, op
             assert logged == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("setting, names", [
-    ("fully", "stale_avps,released_order,initial_weights"), ("weakly", "initial_weights,fixed_batches")])
-def test_all_means_every_quirk_of_the_setting(train, tmp_path, setting, names):
-    for folder, quirks in (("names", names), ("all", "all")):
-        train(setting, "--nb_epoch", 1, "--released_quirks", quirks, "--output_dir", tmp_path / folder)
-    log = f"PSP_{setting}.jsonl"
-    assert (tmp_path / "names" / log).read_bytes() == (tmp_path / "all" / log).read_bytes()
-
-
-def test_an_unknown_quirk_is_refused(train):
-    error = train("weakly", "--released_quirks", "stale_avps", code=2).stderr
-    assert "'stale_avps' is unknown; weakly supervised training has: fixed_batches, initial_weights, all" in error
-
-
 TWIN = json.loads((TESTS / "golden" / "twin64.json").read_text())
 
 

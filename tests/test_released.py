@@ -3,7 +3,6 @@ import io
 import json
 import os
 import pickle
-import tarfile
 import zipfile
 
 import pytest
@@ -13,7 +12,7 @@ from conftest import TESTS
 from dataset import UserError
 from golden import recipe
 from model.checkpoint import load, rebuild
-from model.released import RELEASED_NAMES, Inert, our_name, read_released
+from model.released import Inert, our_name
 from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
 from released_models import released_network, save
 
@@ -57,47 +56,26 @@ def test_a_pickled_module_loads_and_computes_what_the_released_code_computes(rel
     assert_is_the_golden_network(path, setting)
 
 
-@in_both_formats
-def test_a_module_that_was_trained_on_several_gpus(released, tmp_path, legacy):
+def test_a_module_that_was_trained_on_several_gpus(released, tmp_path):
     setting, weights = released
     network = torch.nn.DataParallel(released_network(setting, weights))
     network.src_device_obj, network.size = torch.device("cuda:0"), torch.Size([2])      # as on a GPU
-    save(network, tmp_path / "PSP.pt", legacy)
+    save(network, tmp_path / "PSP.pt", legacy=True)
     assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
-@in_both_formats
 @pytest.mark.parametrize("wrap", [
     lambda state: state,
     lambda state: {"state_dict": state, "epoch": 3},
-    lambda state: {"model": state, "optimizer": {}},
     lambda state: {f"module.{name}": value for name, value in state.items()},
-], ids=["plain", "in state_dict", "in model", "of DataParallel"])
-def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap, legacy):
+], ids=["plain", "in state_dict", "of DataParallel"])
+def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap):
     setting, weights = released
     theirs = released_network(setting, weights).state_dict()
     ours = {our_name(name, setting): value for name, value in weights.items()}
     for state in (theirs, ours):
-        torch.save(wrap(state), tmp_path / "PSP.pt", _use_new_zipfile_serialization=not legacy)
+        torch.save(wrap(state), tmp_path / "PSP.pt")
         assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
-
-
-@in_both_formats
-def test_a_module_gives_its_state_dict_also_from_within_a_dict(tmp_path, legacy):
-    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ModuleList([torch.nn.BatchNorm1d(3)]))
-    for content in (module, {"model": module}, {"state_dict": module}):
-        save(content, tmp_path / "x.pt", legacy)
-        state = read_released(tmp_path / "x.pt")
-        assert state.keys() == module.state_dict().keys()
-        for name, value in module.state_dict().items():
-            assert torch.equal(state[name], value)
-
-
-def test_float64_weights_become_float32(released, tmp_path):
-    setting, weights = released
-    save(released_network(setting, weights).double(), tmp_path / "PSP.pt", legacy=False)
-    assert {value.dtype for value in load(tmp_path / "PSP.pt")["weights"].values()} == {torch.float32}
-    assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
 def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
@@ -107,11 +85,7 @@ def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
     quick_script("model/released.py", theirs, ours)
     assert torch.load(ours, weights_only=True).keys() == {"setting", "model_name", "network", "weights", "class_names"}
     assert_is_the_golden_network(ours, setting)
-    done = quick_script("model/released.py", theirs, ours, code=2)
-    assert "--overwrite" in done.stderr
-    torch.save({**load(ours), "model_name": "AVEL"}, ours)
-    done = quick_script("model/released.py", ours, tmp_path / "again.pt", code=2)
-    assert "already" in done.stderr
+    assert "--overwrite" in quick_script("model/released.py", theirs, ours, code=2).stderr
 
 
 @pytest.mark.parametrize("change, expected", [
@@ -119,8 +93,7 @@ def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
     (lambda weights, name: weights.pop("L2.weight"), "classifier.2.weight"),
     (lambda weights, name: weights.update({"extra.weight": torch.ones(1)}), "extra.weight"),
     (lambda weights, name: weights.update({name: torch.ones(2, 2)}), "psp.visual_value.0.weight"),
-    (lambda weights, name: weights.update({name: weights[name] * float("nan")}), "NaN"),
-], ids=["missing", "missing and its shape needed", "unknown", "other shape", "NaN"])
+], ids=["missing", "missing and its shape needed", "unknown", "other shape"])
 def test_a_network_that_is_not_whole_is_refused(released, tmp_path, change, expected):
     setting, weights = released
     change(weights, "psp.v_L1.weight")
@@ -130,15 +103,9 @@ def test_a_network_that_is_not_whole_is_refused(released, tmp_path, change, expe
     assert str(tmp_path / "PSP.pt") in str(error.value)
 
 
-def test_names_of_both_settings_cover_all_parameters():
-    for setting, names in RELEASED_NAMES.items():
-        network = PSPNetwork(128, 512, (7, 7), 29, threshold=0.1, **OPTIONS[setting])
-        assert set(names.values()) == {name.rpartition(".")[0] for name in network.state_dict()}
-
-
 # ---------------------------------------------------------------------------------------- hostile files
 
-CANARY = "touch executed"      # in the working directory, which is the test's own
+CANARY = "touch executed"      # in the working directory, which is the test's own folder
 LEGACY_HEAD = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
 
 
@@ -165,20 +132,11 @@ OTHER_SOURCE = b"\x80\x02(X\x06\0\0\0modulectorch.nn\nReLU\nX\x04\0\0\0fileX\x05
 HOSTILE = {      # name: (pickle, what the error says)
     "os.system": (called("posix", "system", CANARY), "'posix.system', which was not run"),
     "named, not called": (pickle.dumps({"weight": torch.ones(1), "function": os.system}, 2), "was not run"),
-    "eval": (called("builtins", "eval", f"__import__('os').system({CANARY!r})"), "builtins.eval"),
-    "getattr chain": (b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR(S'touch executed'\ntR.",
-                      "builtins.getattr"),
-    "torch.load": (called("torch.serialization", "load", "other.pt"), "torch.serialization.load"),
-    "torch.jit": (called("torch.jit", "load", "other.pt"), "torch.jit.load"),
     "a name with dots": (called("collections", "OrderedDict.fromkeys", "ab"), "OrderedDict.fromkeys"),
     "a name with dots in torch.nn": (called("torch.nn", "Module.__setstate__.__globals__"), "not a checkpoint"),
     "os.system by torch.nn": (called("torch.nn.parallel.distributed", "os.system", CANARY), "not a checkpoint"),
-    "a function of torch.nn": (called("torch.nn.functional", "relu", CANARY), "not a checkpoint"),
     "a class's attribute": (DUMP_PATCHES, "__setstate__"),
-    "a function's attribute": (DUMP_PATCHES.replace(b"torch.nn\nReLU", b"torch._utils\n_rebuild_parameter"),
-                               "__setstate__"),
     "another source of a class": (OTHER_SOURCE, "not a checkpoint|persistent_load"),
-    "a tensor of no storage": (called("torch._utils", "_rebuild_tensor_v2", "storage", 0, (1,), (1,)), "dtype"),
     "a module within itself": (b"\x80\x02ctorch.nn\nReLU\n)\x81q\0}X\x08\0\0\0_modules}X\1\0\0\0ah\0ssb.",
                                "not a checkpoint"),
 }
@@ -200,7 +158,7 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
 
 
 @in_both_formats
-@pytest.mark.parametrize("case", ["os.system", "eval", "getattr chain", "os.system by torch.nn"])
+@pytest.mark.parametrize("case", ["os.system", "os.system by torch.nn"])
 def test_torch_would_run_them(tmp_path, monkeypatch, case, legacy):
     monkeypatch.chdir(tmp_path)
     torch.load(io.BytesIO(file_of(HOSTILE[case][0], legacy)), weights_only=False)
@@ -211,38 +169,22 @@ def torchscript(path):
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
 
 
-def tar(path):
-    """The format before torch 0.4, here of an empty dict; torch.load reads it if it is given a path."""
-    with tarfile.open(path, "w") as archive:
-        for name, values in (("storages", (0, [])), ("tensors", (0,)), ("pickle", ({},))):
-            content = b"".join(pickle.dumps(value, 2) for value in values)
-            part = tarfile.TarInfo(name)
-            part.size = len(content)
-            archive.addfile(part, io.BytesIO(content))
-
-
-def half(path, legacy):
-    torch.save(torch.nn.Linear(20, 20), path, _use_new_zipfile_serialization=not legacy)
+def half(path):
+    torch.save(torch.nn.Linear(20, 20), path)
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("write, expected", [
     (torchscript, "TorchScript"),
-    (tar, "cannot be read as a PyTorch checkpoint"),
-    (lambda path: half(path, legacy=True), "cannot be read as a PyTorch checkpoint .*; download it again"),
-    (lambda path: half(path, legacy=False), "cannot be read as a PyTorch checkpoint .*; download it again"),
+    (half, "cannot be read as a PyTorch checkpoint .*; download it again"),
     (lambda path: path.write_bytes(b""), "is empty; download it again"),
     (lambda path: path.write_text("\n<!DOCTYPE html><html>quota exceeded"), "is a web page.*; download it again"),
     (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer.*; download it"),
-    (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "cannot be read as a PyTorch checkpoint"),
     (lambda path: path.mkdir(), "is a folder"),
     (lambda path: None, "not found"),
-], ids=["TorchScript", "tar", "half a stream", "half a zip", "empty", "web page", "git-lfs", "PNG", "folder", "none"])
-@pytest.mark.parametrize("read", [load, read_released])
-def test_other_files_end_in_one_clear_line(tmp_path, monkeypatch, write, expected, read):
-    monkeypatch.chdir(tmp_path)
+], ids=["TorchScript", "half a file", "empty", "web page", "git-lfs", "folder", "none"])
+def test_other_files_end_in_one_clear_line(tmp_path, write, expected):
     write(tmp_path / "PSP.pt")
     with pytest.raises(UserError, match=expected) as error:
-        read(tmp_path / "PSP.pt")
+        load(tmp_path / "PSP.pt")
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "executed").exists()
