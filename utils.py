@@ -25,6 +25,7 @@ from model.run import back_up, rank_and_world_size, versions
 from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD
 
 PAPER_SEGMENTS = 10      # that the paper's threshold was chosen for
+OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) a primitive"      # PyTorch's messages
 
 
 # ------------------------------------------------------------------------------------------- a script's run
@@ -42,12 +43,10 @@ def one_line_errors():
             yield
     except UserError as error:
         _end(str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        _end(f"not enough memory ({one_line(error)}); {MORE_MEMORY}")
-    except RuntimeError as error:
-        if not re.search(r"can't allocate memory|could not (create|execute) a primitive", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
-        _end(f"not enough memory ({one_line(error)}); {MORE_MEMORY}")
+        _end(f"not enough memory ({one_line(error)}); try --features disk, or a smaller --batch_size")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -60,9 +59,6 @@ def one_line_errors():
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-MORE_MEMORY = "try --features disk, or a smaller --batch_size"
 
 
 def _end(message):
@@ -124,71 +120,63 @@ FILE_OPTIONS = {      # of each setting, named as in the released scripts: the f
 def main_options(description, model_name, setting=None):
     """The options that all training scripts have; setting: whose files have an option each."""
     parser = OptionParser(description)
-    task = parser.add_argument_group("what to do (one of the two)")
-    task.add_argument("--train", action="store_true", help="train, and evaluate on validation and test at intervals")
-    task.add_argument("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
+    add = parser.add_argument_group("what to do (one of the two)").add_argument
+    add("--train", action="store_true", help="train, and evaluate on validation and test at intervals")
+    add("--trained_model_path", type=Path, metavar="FILE", help="evaluate this checkpoint")
 
+    count = bounded(int, 1)
     parser.training = parser.add_argument_group("training")
     add = parser.training.add_argument
-    add("--nb_epoch", type=bounded(int, 1), default=300, metavar="N", help="epochs (default: %(default)s)")
-    add("--batch_size", type=bounded(int, 1), default=128, metavar="N",
-        help="videos in a batch (default: %(default)s)")
+    add("--nb_epoch", type=count, default=300, metavar="N", help="epochs (default: %(default)s)")
+    add("--batch_size", type=count, default=128, metavar="N", help="videos in a batch (default: %(default)s)")
     add("--lr", type=bounded(float, 0), default=1e-3, help="learning rate of Adam (default: %(default)s)")
-    add("--check_epoch", type=bounded(int, 1), default=5, metavar="N",
-        help="evaluate on validation and test every N epochs (default: %(default)s)")
-    add("--save_epoch", type=bounded(int, 1), default=5, metavar="N",
+    add("--check_epoch", type=count, default=5, metavar="N", help="evaluate every N epochs (default: %(default)s)")
+    add("--save_epoch", type=count, default=5, metavar="N",
         help="save the state for --resume every N epochs (default: %(default)s)")
-    add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
-        help="seed of Python, NumPy, torch and the order of the videos (default: %(default)s)")
+    add("--seed", type=bounded(int, 0, 2**32 - 1), default=123, help="of all random numbers (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
-        help="train with each of the seeds SEED .. SEED+N-1, into OUTPUT_DIR/seed<i>, and report mean, spread and "
-             "interval (default: %(default)s)")
-    add("--resume", action="store_true",
-        help="continue the run in --output_dir that was stopped or killed; give the same options otherwise")
+        help="train with the seeds SEED .. SEED+N-1 into OUTPUT_DIR/seed<i>; report mean, spread and interval")
+    add("--resume", action="store_true", help="continue the stopped run in --output_dir; repeat its other options")
     add("--log_steps", action="store_true", help="also log the loss of every step")
 
-    output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, default=Path("model"), metavar="DIR",
-                        help=f"for the checkpoint {model_name}_{setting or 'fully'}.pt, the log .jsonl and the state; "
-                             "files of an earlier run are kept under a number (default: %(default)s)")
-    output.add_argument("--save_predictions", type=Path, metavar="FILE",
-                        help="in evaluation, write label and probability of each segment as JSON")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, default=Path("model"), metavar="DIR",
+        help=f"for the checkpoint {model_name}_{setting or 'fully'}.pt, the log .jsonl and the state; files of an "
+             "earlier run are kept under a number (default: %(default)s)")
+    add("--save_predictions", type=Path, metavar="FILE",
+        help="in evaluation, write label and probability of each segment as JSON")
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                         help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
-    machine.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"],
-                         help="fp32; tf32 or bf16: faster matrix products of lower precision, bf16 with half the "
-                              "memory for the features; fp64: all in float64, for comparisons that rounding must not "
-                              "decide, with twice the memory (default: fp32; in evaluation, the checkpoint's)")
-    machine.add_argument("--features", choices=["auto", "memory", "disk"], default="auto",
-                         help="memory: read once and held in main memory; disk: read batch by batch; auto: held on the "
-                              "GPU if they fit, else in main memory if they fit, else disk (default: %(default)s)")
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
+    add("--precision", choices=["fp32", "tf32", "bf16", "fp64"],
+        help="tf32, bf16: faster and less precise (bf16: half the memory); fp64: all in float64, for comparisons that "
+             "rounding must not decide (twice the memory) (default: fp32; in evaluation, the checkpoint's)")
+    add("--features", choices=["auto", "memory", "disk"], default="auto",
+        help="hold them in main memory, or read each batch from disk; auto: hold them on the GPU if they fit, else "
+             "in main memory if they fit (default: %(default)s)")
 
-    parser.data = parser.add_argument_group("data", "Each file is looked for in --data_dir under its published name, "
-                                                    "unless its own option names it.")
-    parser.data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                             help="(default: %(default)s)")
-    parser.data.add_argument("--annotations", type=Path, metavar="FILE",
-                             help="names of videos and categories (default: DATA_DIR/Annotations.txt, if it exists)")
+    parser.data = parser.add_argument_group("data")
+    add = parser.data.add_argument
+    add("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+        help="folder of the files under their published names (default: %(default)s)")
+    add("--annotations", type=Path, metavar="FILE",
+        help="names of videos and categories (default: DATA_DIR/Annotations.txt, if it exists)")
     for option, name in FILE_OPTIONS.get(setting, {}).items():
         file = AVE_FILES[name]
-        parser.data.add_argument(f"--{option}", type=Path, metavar="FILE",
-                                 help=f"{file.content} (default: DATA_DIR/{file.names[0]})")
+        add(f"--{option}", type=Path, metavar="FILE", help=f"{file.content} (default: DATA_DIR/{file.names[0]})")
     return parser
 
 
 def psp_options(description, setting):
     """The options that both PSP scripts have; the defaults are the paper's."""
     parser = main_options(description, "PSP", setting)
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
-    model.add_argument("--threshold", type=bounded(float, 0, 1), metavar="TAU",
-                       help="pruning threshold: similarities that are not above it become 0; 0 prunes nothing, 1 "
-                            f"everything (default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the "
-                            "checkpoint's)")
-    parser.ablations = parser.add_argument_group("ablations", "Parts of PSP to leave out in training. "
-                                                              "The checkpoint records them.")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
+    add("--threshold", type=bounded(float, 0, 1), metavar="TAU",
+        help="similarities that are not above it become 0; 0 prunes nothing, 1 everything "
+             f"(default: {PAPER_THRESHOLD[setting]}, the paper's; in evaluation, the checkpoint's)")
+    parser.ablations = parser.add_argument_group("ablations (in training; the checkpoint records them)")
     add = parser.ablations.add_argument
     add("--attention", choices=ATTENTIONS, default=ATTENTIONS[0],
         help="mean: all regions have the same weight (default: %(default)s)")
@@ -200,25 +188,24 @@ def psp_options(description, setting):
             help=f"{what} (default: %(default)s)")
     parser.training.add_argument(
         "--released_quirks", type=quirks(setting), default=[], metavar="QUIRKS",
-        help="train as the released code does where it differs from the paper, names separated by commas: "
-             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items())
-             + "; all: as the released script (default: none)")
+        help="train as the released code does where it differs from the paper: all, or names separated by commas: "
+             + ", ".join(f"{name} ({what})" for name, what in QUIRKS[setting].items()))
     return parser
 
 
 def quirks(setting):
     """An argparse type: names of QUIRKS[setting], separated by commas, or 'all'."""
     def parse(text):
-        names = set(QUIRKS[setting]) if text == "all" else set(filter(None, text.split(",")))
-        unknown = sorted(names - QUIRKS[setting].keys())
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is unknown; {setting} supervised training has: "
-                                             f"{', '.join(QUIRKS[setting])}, all")
-        return sorted(names)
+        names = sorted(QUIRKS[setting] if text == "all" else set(filter(None, text.split(","))))
+        for name in names:
+            if name not in QUIRKS[setting]:
+                raise argparse.ArgumentTypeError(f"{name[:40]!r} is unknown; {setting} supervised training has: "
+                                                 f"{', '.join(QUIRKS[setting])}, all")
+        return names
     return parse
 
 
-ONLY_IN_TRAINING = ("attention", "modality", "second_normalisation", "weighting", "LAMBDA", "released_quirks",
+ONLY_IN_TRAINING = ("resume", "attention", "modality", "second_normalisation", "weighting", "LAMBDA", "released_quirks",
                     "weak_labels", "background_videos")
 
 
@@ -227,15 +214,13 @@ def parse_options(parser):
     args = parser.parse_args()
     if args.train == (args.trained_model_path is not None):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
-    if args.resume and not args.train:
-        parser.error("--resume needs --train")
     if args.seed + args.runs > 2**32:
         parser.error("--seed and --runs go beyond the largest seed, 2^32 - 1")
     if args.save_predictions and args.train:
         parser.error("--save_predictions needs --trained_model_path: evaluate the checkpoint of the run")
     changed = [name for name in ONLY_IN_TRAINING if getattr(args, name, None) != parser.get_default(name)]
     if changed and not args.train:
-        parser.error(f"--{changed[0]} needs --train; a checkpoint records how its network was built")
+        parser.error(f"--{changed[0]} needs --train; evaluation takes the network from the checkpoint")
     if {"attention", "modality", "weighting"} & {*changed} and "initial_weights" in args.released_quirks:
         parser.error("the quirk initial_weights needs all layers of PSP: not with --attention, --modality, --weighting")
     if args.train:
@@ -267,7 +252,7 @@ def run_header(args, setting, arguments, data, device):
         "setting": setting,
         "model_name": args.model_name,
         "network": arguments,
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
+        "options": {name: value for name, value in sorted(vars(args).items())
                     if name not in elsewhere and "dir_" not in name},
         "class_names": names or class_names(num_classes=sizes.num_classes),
         "data": {**sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
@@ -297,8 +282,7 @@ def select_device(name, precision="fp32"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif precision == "tf32":
-        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, and the device is {device}; "
-                        "choose fp32 or bf16")
+        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, not {device}; choose fp32 or bf16")
     if precision == "bf16" and device.type == "cpu" and not has_bf16(Path("/proc/cpuinfo")):
         print("note: this processor does not multiply bfloat16 itself; --precision bf16 is much slower than fp32 here")
     # Initial weights and dropout are drawn in the default dtype.
@@ -327,7 +311,6 @@ class InPrecision(nn.Module):
         self.network, self.bf16 = network, precision == "bf16"
 
     def forward(self, audio, *others):
-        """The network's `Output` for audio and visual features (and more, if the network takes more)."""
         if self.bf16:
             audio = audio.bfloat16()      # some CPUs' LSTM fails to convert it itself
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.bf16):
@@ -338,23 +321,24 @@ class InPrecision(nn.Module):
 
 
 def prepare(network, precision):
-    """The network as a run computes it: in a precision, and under torchrun in DistributedDataParallel.
-
-    Under torchrun, each process then draws its own dropout.
-    """
+    """The network as a run computes it: in a precision, and under torchrun in DistributedDataParallel."""
     network = InPrecision(network, precision)
-    if rank_and_world_size()[1] == 1:
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
         return network
-    torch.manual_seed(torch.initial_seed() + rank_and_world_size()[0])
+    torch.manual_seed(torch.initial_seed() + rank)      # each process draws its own dropout
     return nn.parallel.DistributedDataParallel(network)
+
+
+def given_files(args, setting):
+    return {name: getattr(args, option, None) for option, name in FILE_OPTIONS[setting].items()}
 
 
 def read_data(args, setting, splits, device):
     """{split: AVEDataset}, from the files that the options name; weak training adds its labels and videos."""
     weak = setting == "weakly" and "train" in splits
     background_videos = weak and getattr(args, "background_videos", "on") == "on"
-    given = {name: getattr(args, option, None) for option, name in FILE_OPTIONS[setting].items()}
-    files = find_files(args.data_dir, required_files(splits, weak, background_videos), given)
+    files = find_files(args.data_dir, required_files(splits, weak, background_videos), given_files(args, setting))
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
     features, place = choose_place(args.features, visual_values(files, splits) * dtype.itemsize, device)
     data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place) for split in splits}
@@ -363,11 +347,10 @@ def read_data(args, setting, splits, device):
         if dataset.without_features:
             print(f"note: {dataset.without_features} of {len(dataset)} videos of {split or args.data_dir} have no "
                   "features, only zeros, since their video files were missing")
-    notes = [layout_note(sizes)]
-    if sizes.num_classes:
-        notes.append(background_note(next(iter(data.values())).tensors["labels"], sizes))
-    for note in filter(None, notes):
-        print(f"note: {note}")
+    labels = next(iter(data.values())).tensors.get("labels")
+    for note in (layout_note(sizes), None if labels is None else background_note(labels, sizes)):
+        if note:
+            print(f"note: {note}")
     rows = [row for dataset in data.values() for row in dataset.tensors["video"].tolist()]
     shared = len(rows) - len(set(rows))
     if shared:
@@ -376,10 +359,9 @@ def read_data(args, setting, splits, device):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; no result on them means "
               "anything", file=sys.stderr)
     if sizes.num_segments != PAPER_SEGMENTS and args.model_name == "PSP":
-        paper = PAPER_THRESHOLD[setting]
-        scaled = paper * PAPER_SEGMENTS / sizes.num_segments
-        print(f"note: these videos have {sizes.num_segments} segments; the paper's threshold, {paper} for "
-              f"{PAPER_SEGMENTS} segments, corresponds to --threshold {scaled:.3g}")
+        scaled = PAPER_THRESHOLD[setting] * PAPER_SEGMENTS / sizes.num_segments
+        print(f"note: these videos have {sizes.num_segments} segments; the paper's threshold, for {PAPER_SEGMENTS} "
+              f"segments, corresponds to --threshold {scaled:.3g}")
     return data
 
 
@@ -436,8 +418,8 @@ def predict(network, dataset, batch_size, progress=None):
     if not finite.all():
         raise UserError(f"the network's output for video row {video[finite.argmin()]} is NaN or infinite: "
                         "its weights or the features are too large")
-    kept_pairs = torch.cat(kept_pairs).mean().item() if kept_pairs else None
-    return Predictions(video, labels, predicted, probability, kept_pairs)
+    return Predictions(video, labels, predicted, probability,
+                       torch.cat(kept_pairs).mean().item() if kept_pairs else None)
 
 
 def evaluate_checkpoint(args, setting, network_class):
@@ -451,30 +433,31 @@ def evaluate_checkpoint(args, setting, network_class):
     checkpoint = load(args.trained_model_path, setting)
     if args.model_name != checkpoint["model_name"]:
         raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
-                        f"{args.model_name}; evaluate it with the script that trained it "
-                        "(model/avel.py for AVEL)")
+                        f"{args.model_name}; evaluate it with the script that trained it (model/avel.py for AVEL)")
     trained_in = checkpoint.get("options", {}).get("precision", "fp32")
     args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
     device = select_device(args.device, args.precision)
-    given = {name: getattr(args, option, None) for option, name in FILE_OPTIONS[setting].items()}
-    splits = ["val", "test"] if has_labels(args.data_dir, given) else [None]
+    splits = ["val", "test"] if has_labels(args.data_dir, given_files(args, setting)) else [None]
     data = read_data(args, setting, splits, device)
     sizes = next(iter(data.values())).sizes
     threshold = getattr(args, "threshold", None)
     network = rebuild(checkpoint, args.trained_model_path, network_class, sizes, threshold).to(device)
     names, ids = checkpoint_names(checkpoint, args.data_dir, args.annotations, sizes)
 
-    with progress_bar(total=sum(map(len, data.values())), desc="evaluating", unit="video", leave=False,
-                      delay=1) as progress:
+    total = sum(map(len, data.values()))
+    with progress_bar(total=total, desc="evaluating", unit="video", leave=False, delay=1) as progress:
         results = {split: predict(prepare(network, args.precision), dataset, args.batch_size, progress)
                    for split, dataset in data.items()}
 
     saved = f", saved after epoch {checkpoint['epoch']}" if "epoch" in checkpoint else ""
-    used = dict(checkpoint["network"], **({} if threshold is None else {"threshold": threshold}))
-    about = [f"{name} {used[name]}" for name, default in (
-        ("threshold", None), ("attention", ATTENTIONS[0]), ("modality", MODALITIES[0]))
-        if name in used and used[name] != default]
-    print(", ".join([f"{args.trained_model_path}: {setting} supervised {args.model_name}{saved}", *about]))
+    used = dict(checkpoint["network"])
+    if threshold is not None:
+        used["threshold"] = threshold
+    about = f"{args.trained_model_path}: {setting} supervised {args.model_name}{saved}"
+    for name, default in (("threshold", None), ("attention", ATTENTIONS[0]), ("modality", MODALITIES[0])):
+        if used.get(name, default) != default:
+            about += f", {name} {used[name]}"
+    print(about)
     note = pruning_note(next(iter(results.values())).kept_pairs, used.get("threshold"))
     if note:
         print(note)
@@ -503,17 +486,16 @@ def print_scores(results, names):
         print(f"{name:{width}}" + "".join(f"  {segments:>14}  {percent(accuracy):>8}" for accuracy, segments in found))
     for split, result in results.items():
         recall, segments = result.label_accuracy(background)
-        metrics = {name: percent(value) for name, value in result.metrics(background).items()}
-        references = {name: percent(value) for name, value in result.references(background).items()}
+        values = {**result.metrics(background), **result.references(background)}
+        shown = {name: percent(value) for name, value in values.items()}
         print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
               + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
-        print(f"{split} event or background: {metrics['event_or_background']}; "
-              f"video category: {metrics['video_category']}; "
-              f"segment F1: {metrics['segment_f1']}; event F1: {metrics['event_f1']}")
-        print(f"{split} mean over videos: segment F1 {metrics['segment_f1_per_video']}; "
-              f"event F1 {metrics['event_f1_per_video']}")
-        print(f"{split} for reference: always background {references['always_background']}; "
-              f"right category in all segments {references['category_everywhere']}")
+        print(f"{split} event or background: {shown['event_or_background']}; video category: "
+              f"{shown['video_category']}; segment F1: {shown['segment_f1']}; event F1: {shown['event_f1']}")
+        print(f"{split} mean over videos: segment F1 {shown['segment_f1_per_video']}; "
+              f"event F1 {shown['event_f1_per_video']}")
+        print(f"{split} for reference: always background {shown['always_background']}; "
+              f"right category in all segments {shown['category_everywhere']}")
 
 
 def print_found_classes(result, names):
@@ -532,12 +514,11 @@ def check_predictions_path(path):
     if not path.parent.is_dir():
         raise UserError(f"--save_predictions {path}: the folder {path.parent} does not exist")
     if path.exists() and (not path.is_file() or not path.read_bytes().startswith(b'{"label_names"')):
-        raise UserError(f"--save_predictions {path}: exists already, and does not hold predictions; "
-                        "choose another name")
+        raise UserError(f"--save_predictions {path}: exists already, and holds no predictions; choose another name")
 
 
 def save_predictions(path, results, names, ids):
-    """JSON: label_names, and for each video its split, row, id (if known), labels and their probabilities."""
+    """Writes, as JSON, label_names and for each video its split, row, id (if known), labels and probabilities."""
     videos = [{
         "split": split or "all",
         "video": int(row),
@@ -566,15 +547,11 @@ def each_seed(args, setting):
 
 
 def runs_path(args, setting):
-    """The file with the results of --runs."""
     return args.output_dir / f"{args.model_name}_{setting}_runs.json"
 
 
 def report_runs(args, setting, rows, test_set):
-    """Prints each seed's row and their mean, spread and interval; writes them to `runs_path`.
-
-    rows: what `Run.report` returned for each seed. Prints nothing without --runs.
-    """
+    """With --runs, prints and writes the results of all seeds; rows: what `Run.report` returned for each."""
     if args.runs == 1 or rank_and_world_size()[0] > 0:
         return
     test = np.array([row["test"] for row in rows])
@@ -582,11 +559,10 @@ def report_runs(args, setting, rows, test_set):
     low, high = bootstrap_interval(by_video.mean(axis=0))
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
     path = runs_path(args, setting)
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
-               if name != "resume"}
-    write_atomically(path, json.dumps({
-        "options": options, "summary": summary, "segments": test_set.sizes.num_segments,
-        "test_digest": test_set.digest, "runs": rows}) + "\n")
+    options = {name: value for name, value in sorted(vars(args).items()) if name != "resume"}
+    content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
+               "test_digest": test_set.digest, "runs": rows}
+    write_atomically(path, json.dumps(content, default=str) + "\n")
     print("seed   best epoch     val    test   test, last epoch")
     for row in rows:
         accuracies = [100 * row[name] for name in ("val", "test", "last_test")]

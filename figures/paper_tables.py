@@ -52,9 +52,9 @@ STALE = Row("stale targets of L_avps", "fully", ("--released_quirks", "stale_avp
 FIXED = Row("fixed batches", "weakly", ("--released_quirks", "fixed_batches"))
 
 
-def psp_twice(setting, **fields):
+def psp_twice(setting, value=None):
     """The row that all others are compared with, and the same with other seeds."""
-    return [PSP[setting]._replace(**fields), Row("PSP once more", setting, seed_shift=1000)]
+    return [PSP[setting]._replace(value=value), Row("PSP once more", setting, seed_shift=1000)]
 
 
 def sweep(option, *values):
@@ -89,13 +89,9 @@ TABLES = {
         Row("audio only", "fully", ("--modality", "audio")),
         Row("visual only", "fully", ("--modality", "visual"))]),
     "quirks": ("Quirks of the released code, and the choice of the checkpoint", [
-        *psp_twice("fully"),
-        STALE,
-        Row("chosen on test", "fully", metric="best_test"),
+        *psp_twice("fully"), STALE, Row("chosen on test", "fully", metric="best_test"),
         STALE._replace(label="stale targets, chosen on test", metric="best_test"),
-        *psp_twice("weakly"),
-        FIXED,
-        Row("chosen on test", "weakly", metric="best_test"),
+        *psp_twice("weakly"), FIXED, Row("chosen on test", "weakly", metric="best_test"),
         FIXED._replace(label="fixed batches, chosen on test", metric="best_test")]),
 }
 SWEPT = {"threshold": ("pruning threshold", 0.099), "avps": ("weight of L_avps", 100)}      # and the paper's value
@@ -104,18 +100,19 @@ SWEPT = {"threshold": ("pruning threshold", 0.099), "avps": ("weight of L_avps",
 def command_of(row, args):
     """The command line of this row, without `python`."""
     script = [f"{row.setting}_supervised_main.py"]
-    given = {name: getattr(args, name) for name in PASSED_ON}
+    given = {name: getattr(args, name) for name in ("data_dir", "runs", "seed", *PASSED_ON)}
+    given["seed"] += row.seed_shift
     if row.model == "AVEL":
         script = ["model/avel.py", "--setting", row.setting]
         given["nb_epoch"] = args.avel_epochs or args.nb_epoch
-    options = ["--data_dir", args.data_dir, "--runs", args.runs, "--seed", args.seed + row.seed_shift]
+    options = []
     for name, value in given.items():
-        options += [] if value is None else [f"--{name}", value]
-    return [*script, "--train", *row.options, *map(str, options)]
+        options += [] if value is None else [f"--{name}", str(value)]
+    return [*script, "--train", *row.options, *options]
 
 
 def start(folder, command):
-    """The process of a row's command, which continues from where an earlier one was stopped."""
+    """The process of a row's command; it continues an earlier one."""
     resume = ["--resume"] if (folder / "command.txt").is_file() else []
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command))

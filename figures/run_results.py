@@ -39,7 +39,7 @@ def read_log(path):
 
 
 def read_result(folder):
-    """(result, logs of the seeds) of the --output_dir of a finished training with --runs; UserError if it is not one.
+    """(result, logs of the seeds) of the --output_dir of a finished training with --runs; else UserError.
 
     result: the content of PSP_fully_runs.json, say, and name (PSP_fully), folder, validation [seeds, checks] in %.
     """

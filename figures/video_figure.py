@@ -29,10 +29,9 @@ class Recording(NamedTuple):
 
 
 def draw_video(output, names, title, true=None, true_cells=None, recording=Recording([])):
-    """The figure of the first video in the output of a network.
+    """The figure of the first video in a network's output; leaves out what is None, or was not computed.
 
-    true: [T] true labels; true_cells: bool [T, h, w], the cells in which the source is seen. What is None is left out,
-    and so are the matrices of a network without propagation.
+    true: [T] true labels; true_cells: bool [T, h, w], the cells in which the source is seen.
     """
     probability, predicted = (values[0].tolist() for values in output.logits.softmax(-1).max(-1))
     attention = output.attention[0].numpy()
@@ -133,19 +132,15 @@ def draw_strip(axes, name, pictures, **options):
     return image
 
 
-def natural_order(path):
-    """A sort key by which 2.jpg comes before 10.jpg."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
-
-
 def recording_of_folder(folder, segments):
     """The silent `Recording` of a folder with one picture for each segment, in natural order."""
     paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
     if len(paths) != segments:
         raise UserError(f"--frames {folder}: holds {len(paths)} PNG or JPEG files; {segments} are needed, one for each "
                         "segment")
+    paths.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)])
     frames = []
-    for path in sorted(paths, key=natural_order):
+    for path in paths:
         try:
             frames.append(np.asarray(Image.open(path).convert("RGB")))
         except Exception as error:      # a broken picture raises nearly any of them
@@ -154,10 +149,9 @@ def recording_of_folder(folder, segments):
 
 
 def recording_of_file(path, segments):
-    """The `Recording` of a video file: the frame in the middle of each segment, and 120 parts of a second of sound.
+    """The `Recording` of a video file: the square frame in the middle of each segment, and 120 loudnesses a second.
 
-    Frames are squares, as the network sees them. The last frame and silence fill what is missing at the end; notes on
-    that and on damaged parts are printed.
+    The last frame and silence fill what is missing at the end. Prints notes on that and on damaged parts.
     """
     try:
         from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip

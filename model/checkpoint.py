@@ -35,7 +35,7 @@ def write_atomically(path, content):
 
 
 def save(path, content):
-    """Writes tensors and plain values, as `write_atomically`."""
+    """Writes tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer())
@@ -49,13 +49,13 @@ def save_checkpoint(path, network, header, record):
 def read_content(path):
     """What torch.save wrote to `path`: tensors on the CPU and plain values; of the authors' files, {name: tensor}.
 
-    Nothing that the file names is run. Raises UserError for a file that is missing, broken or refused.
+    Runs nothing that the file names. Raises UserError for a file that is missing, broken or refused.
     """
     data = read_bytes(path)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:      # one of the authors' files, or a broken one
-        return read_released(path)
+        return read_released(path, data)
 
 
 def load(path, setting=None):
@@ -84,20 +84,19 @@ def load(path, setting=None):
 
 def _of_state(state):
     """A checkpoint from bare tensors with the authors' names or ours; all else has the paper's value."""
-    setting, names = released_setting(state), {}
+    setting, weights, names = released_setting(state), state, {}
     if setting is None:      # our names
-        setting, weights = "weakly" if "weighting.weight" in state else "fully", state
+        setting = "weakly" if "weighting.weight" in state else "fully"
     else:
         weights, names = released_weights(state, setting), {"class_names": list(AVE_CLASSES)}
     try:
-        num_regions, visual_dim = weights["attention.w_h.weight"].shape[1], weights["attention.U_v.weight"].shape[1]
-        num_classes = weights["classifier.2.weight"].shape[0]
+        side = math.isqrt(weights["attention.w_h.weight"].shape[1])
         audio_dim = weights["audio_in.0.weight" if setting == "fully" else "attention.U_a.weight"].shape[1]
+        config = dict(audio_dim=audio_dim, visual_dim=weights["attention.U_v.weight"].shape[1], map_size=(side, side),
+                      num_classes=weights["classifier.2.weight"].shape[0], threshold=PAPER_THRESHOLD[setting],
+                      **NETWORKS[setting])
     except (KeyError, IndexError) as error:
         raise UserError(f"is not a checkpoint of these networks: {error} is missing") from error
-    side = math.isqrt(num_regions)
-    config = dict(audio_dim=audio_dim, visual_dim=visual_dim, map_size=(side, side), num_classes=num_classes,
-                  threshold=PAPER_THRESHOLD[setting], **NETWORKS[setting])
     return {"setting": setting, "model_name": "PSP", "network": config, "weights": weights, **names}
 
 

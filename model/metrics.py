@@ -45,8 +45,8 @@ class Predictions:
             "video_category": mean([true == found for true, found in categories]),
             "segment_f1": f1(hits, int(event.sum()), int(predicted_event.sum())),
             "event_f1": f1(event_hits, sum(map(len, true_events)), sum(map(len, predicted_events))),
-            "segment_f1_per_video": mean([video_f1(*(segment_events(labels, background) for labels in video))
-                                          for video in videos]),
+            "segment_f1_per_video": mean([video_f1(segment_events(true, background), segment_events(found, background))
+                                          for true, found in videos]),
             "event_f1_per_video": mean([video_f1(*events) for events in zip(true_events, predicted_events)]),
         }
 
@@ -78,7 +78,7 @@ def percent(value):
 
 
 def mean(values):
-    """Mean of a list; None of an empty one."""
+    """None for an empty list."""
     return float(np.mean(values)) if values else None
 
 
@@ -128,9 +128,9 @@ def video_f1(true, predicted):
     return mean(scores) if scores else 1.0
 
 
-def bootstrap_interval(values, resamples=10000, coverage=0.95):
-    """(low, high) of the mean of values [n], by the percentiles of means of n values drawn with replacement."""
-    generator = np.random.default_rng(0)
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    low, high = np.quantile(counts @ values / len(values), [(1 - coverage) / 2, (1 + coverage) / 2])
+def bootstrap_interval(values):
+    """95 % interval (low, high) of the mean of values [n]: percentiles of 10,000 means of n values drawn from them."""
+    n = len(values)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=10000)
+    low, high = np.quantile(counts @ values / n, [0.025, 0.975])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Reads the authors' checkpoints, runs nothing that they name, and converts them.
+"""Converts the authors' checkpoints; the scripts' --trained_model_path also takes them unconverted.
 
     python model/released.py downloads/PSP_fully.pt model/PSP_fully.pt
 
@@ -6,8 +6,6 @@ The authors saved whole modules. PyTorch writes a module as a pickle: a program 
 `torch.load(weights_only=True)` refuses such a file, and `weights_only=False` runs it. Here torch.load reads the file
 with `_Unpickler`, which imports nothing. A module's name gives an object that does nothing, a tensor's name gives a
 tensor, and any other name is refused.
-
-The scripts' --trained_model_path also takes the authors' files unconverted.
 """
 import io
 import pickle
@@ -22,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import UserError, one_line  # noqa: E402
 
 
-# ------------------------------------------------------------------------------ what a file's names stand for
 # A pickle can call each of these with any arguments and can try to set its attributes. Pickle does set the attributes
 # of a function or a plain class. A class with its own `__setstate__` refuses.
 
@@ -86,8 +83,6 @@ def _load(file, **options):
 _PICKLE = SimpleNamespace(__name__="inert pickle", Unpickler=_Unpickler, load=_load)      # torch.load's pickle_module
 
 
-# ------------------------------------------------------------------------------------------------ files
-
 def read_bytes(path):
     """Returns the file's bytes. Raises UserError for a file that is not a checkpoint or not safe for torch.load."""
     if not path.is_file():
@@ -105,12 +100,11 @@ def read_bytes(path):
     return data
 
 
-def read_released(path):
+def read_released(path, data):
     """{released name: tensor} of the module that torch.save wrote to `path`, in today's zip format or the old stream.
 
-    Nothing that the file names is run. Raises UserError for a file that is broken or holds anything else.
+    Runs nothing that the file names. Raises UserError for a file that is broken or holds anything else.
     """
-    data = read_bytes(path)
     try:
         with warnings.catch_warnings(action="ignore"):      # about the missing source of the authors' classes
             # Not the path: given a path, torch.load also opens a tar file.
@@ -152,8 +146,6 @@ def _module_state(module, prefix="", depth=0):
     return state
 
 
-# --------------------------------------------------------------------------------- the authors' networks
-
 # released name -> our name, of modules; a parameter below a module keeps its own last name (weight_ih_l0, bias, ...).
 _SHARED_NAMES = {
     "attention.affine_video": "attention.U_v",
@@ -172,6 +164,7 @@ _SHARED_NAMES = {
     "L2": "classifier.2",
 }
 RELEASED_NAMES = {
+    "weakly": {**_SHARED_NAMES, "linear_v": "visual_in", "W3": "weighting"},
     "fully": {
         **_SHARED_NAMES,
         "fa.0": "audio_in.0",
@@ -180,11 +173,6 @@ RELEASED_NAMES = {
         "fv.1": "visual_in.1",
         "psp.v_fc": "psp.visual_out.0",
         "psp.a_fc": "psp.audio_out.0",
-    },
-    "weakly": {
-        **_SHARED_NAMES,
-        "linear_v": "visual_in",
-        "W3": "weighting",
     },
 }
 
@@ -196,10 +184,7 @@ RELEASED_UNUSED = {
 
 
 def our_name(released_name, setting):
-    """Our name of the released parameter, e.g. 'L1.weight' -> 'classifier.0.weight'; setting 'fully' or 'weakly'.
-
-    Raises KeyError for a name that has no counterpart, such as those of RELEASED_UNUSED.
-    """
+    """'classifier.0.weight' for 'L1.weight', say; KeyError for a name without a counterpart."""
     module, _, parameter = released_name.rpartition(".")
     return f"{RELEASED_NAMES[setting][module]}.{parameter}"
 
@@ -221,8 +206,6 @@ def released_weights(state, setting):
     return {our_name(name, setting): state[name].float() for name in used}
 
 
-# --------------------------------------------------------------------------------------------- as a script
-
 def main():
     from model.checkpoint import load, rebuild, save
     from psp_model import PSPNetwork
@@ -240,8 +223,7 @@ def main():
     rebuild(checkpoint, args.released, PSPNetwork)      # refuses tensors that do not make up the network
     refuse_to_overwrite([args.ours], args.overwrite)
     save(args.ours, checkpoint)
-    numbers = sum(weight.numel() for weight in checkpoint["weights"].values())
-    print(f"{args.ours}: {checkpoint['setting']} supervised PSP, {numbers} weights, "
+    print(f"{args.ours}: {checkpoint['setting']} supervised PSP, "
           f"threshold {checkpoint['network']['threshold']} (the paper's; the authors' files do not say theirs)")
 
 

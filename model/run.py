@@ -17,6 +17,7 @@ from model.checkpoint import read_content, save, write_atomically
 from model.metrics import percent, pruning_note
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = ("lines", "checks", "best", "best_test", "last")      # attributes of a run that its state file holds
 
 
 class Run:
@@ -26,28 +27,22 @@ class Run:
         <model>_<setting>.jsonl      log: a line with the header, one for each epoch, one with the result
         <model>_<setting>_state.pt   all that --resume needs
 
-    args: the options output_dir, nb_epoch, save_epoch, resume and log_steps. header: dict of plain values that
-    describes the run; a run continues only if 'network', 'options' and 'data' are the same. writes: whether
-    this process writes the files (the first of several).
-
-    start: the epoch to begin with. best, best_test: {score, record, correct} of the check with the highest
-    score, and with the highest test accuracy; None before the first check.
-    Raises UserError if --resume finds a run with other options or data, or without its log or checkpoint.
+    header: dict of plain values that describes the run. writes: whether this process writes the files.
+    start: the epoch to begin with. best, best_test: {score, record, correct} of the check with the highest score and
+    of the one with the highest test accuracy; None before the first check.
+    Raises UserError if --resume finds a run with other network, options or data, or without its log or checkpoint.
     """
 
     def __init__(self, args, header, network, optimizer, schedule, steps, writes=True):
         self.args, self.header, self.steps, self.writes = args, header, steps, writes
         self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule}
-        self.device = next(network.parameters()).device
         self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
         self.best = self.best_test = self.last = None
-        self.loss_sum, self.losses = torch.zeros((), device=self.device), []
+        self.loss_sum, self.losses = torch.zeros((), device=next(network.parameters()).device), []
         name = f"{header['model_name']}_{header['setting']}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
         self.log_path = args.output_dir / f"{name}.jsonl"
         self.state_path = args.output_dir / f"{name}_state.pt"
-
-    # ------------------------------------------------------------------------------------ start and stop
 
     def __enter__(self):
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -73,12 +68,12 @@ class Run:
         if "random" not in state:
             raise UserError(f"{self.state_path}: is not the state of a run; start again without --resume")
         for key in ("network", "options", "data"):
-            if state["header"][key] != self.header[key]:
-                before, now = state["header"][key], self.header[key]
-                names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-                changed = ", ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in names)
-                raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({changed}); repeat its "
-                                "command, or choose another --output_dir")
+            before, now = state["header"][key], self.header[key]
+            changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
+                       if before.get(name) != now.get(name)]
+            if changed:
+                raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({', '.join(changed)}); "
+                                "repeat its command, or choose another --output_dir")
         if state["header"]["versions"] != self.header["versions"]:
             print("note: the code or a library has changed since the run began; its log has the old versions")
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
@@ -87,18 +82,25 @@ class Run:
                             "start again without --resume")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        for name in ("lines", "checks", "best", "best_test", "last"):
+        for name in KEPT:
             setattr(self, name, state[name])
         self.start = self.saved = state["epochs"]
         if self.writes:
-            set_random_state(state["random"])
+            random.setstate(state["random"]["python"])
+            np.random.set_state(state["random"]["numpy"])
+            torch.set_rng_state(state["random"]["torch"])
+            if state["random"]["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["random"]["cuda"])
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
 
     def _save_state(self, epochs):
+        kind, keys, *rest = np.random.get_state()
+        drawn = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state(),
+                 "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
         save(self.state_path, {
-            "header": self.header, "epochs": epochs, "lines": self.lines, "checks": self.checks, "best": self.best,
-            "best_test": self.best_test, "last": self.last, "random": random_state(),
+            "header": self.header, "epochs": epochs, "random": drawn,
+            **{name: getattr(self, name) for name in KEPT},
             **{name: part.state_dict() for name, part in self.parts.items()}})
         self.saved = epochs
 
@@ -107,20 +109,19 @@ class Run:
             log.write(json.dumps(record) + "\n")
         self.lines += 1
 
-    # ------------------------------------------------------------------------------- what the loop calls
-
     def add(self, loss):
         """Adds the loss of a step; nothing waits for the device."""
         self.loss_sum += loss.detach()
-        if self.args.log_steps:
+        if self.args.log_steps and self.writes:
             self.losses.append(loss.detach())
         self.bar.update()
 
     def mean_loss(self, epoch):
         """The mean loss of the steps since the last call, over all processes; UserError if it is not finite."""
-        if rank_and_world_size()[1] > 1:
+        world_size = rank_and_world_size()[1]
+        if world_size > 1:
             torch.distributed.all_reduce(self.loss_sum)
-        loss = self.loss_sum.item() / (self.steps * rank_and_world_size()[1])
+        loss = self.loss_sum.item() / (self.steps * world_size)
         self.loss_sum.zero_()
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{self._kept()}")
@@ -136,7 +137,6 @@ class Run:
 
     @property
     def best_score(self):
-        """Score of the best check so far; -infinity before the first one."""
         return self.best["score"] if self.best else -math.inf
 
     def add_check(self, record, test):
@@ -149,15 +149,15 @@ class Run:
             self.best_test = {"score": test.accuracy, "record": record, "correct": test.correct_segments}
 
     def set_best(self, score, record, test):
-        """Notes the check that the checkpoint is saved of; test: its `Predictions`."""
+        """Notes the check that the checkpoint is saved of."""
         self.best = {"score": float(score), "record": record, "correct": test.correct_segments}
 
     def end_epoch(self, record):
         """Logs the epoch; saves the state every save_epoch epochs and after the last one."""
-        steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
-        self.losses = []
         if not self.writes:
             return
+        steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
+        self.losses = []
         epoch, scores = record["epoch"], f"loss {record['loss']:.4f}"
         if "val_accuracy" in record:
             self.last = record
@@ -173,13 +173,10 @@ class Run:
         if not self.writes:
             return None
         best, best_test = self.best["record"], self.best_test["record"]
-        self._log({"result": {"best_validation": best, "best_test": best_test, "last": self.last,
-                              "checks": self.checks}})
-        if self.best["score"] == best["val_accuracy"]:
-            print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
-        else:      # chosen by another score
-            print(f"best validation score: {self.best['score']:.4f} (epoch {best['epoch']}, accuracy "
-                  f"{percent(best['val_accuracy'])})")
+        result = {"best_validation": best, "best_test": best_test, "last": self.last, "checks": self.checks}
+        self._log({"result": result})
+        chosen = "" if self.best["score"] == best["val_accuracy"] else f", chosen by score {self.best['score']:.4f}"
+        print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']}{chosen})")
         print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
@@ -201,16 +198,13 @@ def rank_and_world_size():
 
 def back_up(paths):
     """Renames the files that exist to `name.1.suffix`, with the first number that is free for all of them."""
-    def numbered(path, number):
-        return path.with_name(f"{path.stem}.{number}{path.suffix}")
-    existing = [path for path in paths if path.exists()]
     number = 1
-    while any(numbered(path, number).exists() for path in paths):
+    while any(path.with_name(f"{path.stem}.{number}{path.suffix}").exists() for path in paths):
         number += 1
-    for path in existing:
-        path.rename(numbered(path, number))
-    if existing:
-        print(f"kept the files of an earlier run: {', '.join(str(numbered(path, number)) for path in existing)}")
+    for path in paths:
+        if path.exists():
+            kept = path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+            print(f"kept the file of an earlier run: {kept}")
 
 
 def versions():
@@ -224,23 +218,3 @@ def versions():
             pass
     return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
             "numpy": np.__version__, "h5py": h5py.__version__, "git": revision}
-
-
-def random_state():
-    """The state of every random generator that a run draws from, as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_state(state):
-    """Puts back what `random_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -151,7 +151,9 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not_been(train, tiny_folde
                "--output_dir", tmp_path, "--resume"]
     for how, first in ((signal.SIGINT, 3), (signal.SIGKILL, 11)):
         epoch = random.randrange(first, first + 4)
-        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        # A shell that runs this in the background ignores SIGINT; its children would, too.
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while process.poll() is None and (not log.exists() or log.read_text().count("\n") <= epoch):
             time.sleep(0.01)
         process.send_signal(how)
