@@ -55,8 +55,6 @@ class _Lines:
 
 def progress_bar(**options):
     """A tqdm bar on standard error: redrawn on a terminal; elsewhere, for example in a log file, a line every 30 s."""
-    if sys.stderr is None:      # closed, as by 2>&-
-        return tqdm(**{**options, "disable": True})
     if sys.stderr is None or getattr(sys.stderr, "closed", False):
         return tqdm(**{**options, "disable": True})
     if getattr(sys.stderr, "isatty", bool)():

@@ -153,7 +153,7 @@ def main_options(description, model_name, setting=None):
         help="tf32, bf16: faster and less precise (bf16: half the memory); fp64: all in float64, for comparisons that "
              "rounding must not decide (twice the memory) (default: fp32; in evaluation, the checkpoint's)")
     add("--features", choices=["auto", "memory", "disk"], default="auto",
-        help="hold them in main memory, or read each batch from disk; auto: hold them on the GPU if they fit, else "
+        help="hold the features in main memory, or read each batch from disk; auto: on the GPU if they fit, else "
              "in main memory if they fit (default: %(default)s)")
 
     parser.data = parser.add_argument_group("data")
