@@ -133,7 +133,8 @@ def main_options(description, model_name, setting=None):
     add("--check_epoch", type=count, default=5, metavar="N", help="evaluate every N epochs (default: %(default)s)")
     add("--save_epoch", type=count, default=5, metavar="N",
         help="save the state for --resume every N epochs (default: %(default)s)")
-    add("--seed", type=bounded(int, 0, 2**32 - 1), default=123, help="of all random numbers (default: %(default)s)")
+    add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
+        help="seed of all random numbers (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
         help="train with the seeds SEED .. SEED+N-1 into OUTPUT_DIR/seed<i>; report mean, spread and interval")
     add("--resume", action="store_true", help="continue the stopped run in --output_dir; repeat its other options")
