@@ -47,7 +47,7 @@ def train(args, data, device):
     with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
         if "stale_avps" in quirks:
             target_of.pass_over(batches, run.start)                 # what the epochs before have left in the buffer
-        for epoch in range(run.start, args.nb_epoch):               # from 0, or from where a stopped run continues
+        for epoch in range(run.start, args.nb_epoch):               # from 0, or where --resume continues
             model.train()
             for batch in batches.epoch(epoch):
                 output = model(batch["audio"], batch["visual"])
@@ -59,12 +59,12 @@ def train(args, data, device):
             record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
             schedule.step()
 
-            check = epoch > 0 and epoch % args.check_epoch == 0     # as released, epoch 0 is not
+            check = epoch > 0 and epoch % args.check_epoch == 0     # as released, epoch 0 is not a check
             if (check or epoch == args.nb_epoch - 1) and rank == 0:
                 val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
                 score = val.accuracy                                # chooses the checkpoint
-                if check or run.checks == 0:                        # the last epoch is only scored, unless alone
+                if check or run.checks == 0:                        # else the last epoch is only reported
                     run.add_check(record, test)
                     if score > run.best_score:
                         run.set_best(score, record, test)

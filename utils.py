@@ -32,13 +32,17 @@ OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) 
 
 @contextmanager
 def one_line_errors():
-    """Around a script's main: what a user can mend in the shell ends in one line and exit code 2.
+    """Around a script's main: errors that a user can fix end in one line and exit code 2.
 
     Joins the other processes if torchrun started the script; only the first one prints.
     """
     try:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-            torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
+            try:
+                torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
+            except ValueError as error:
+                raise UserError(f"TORCHELASTIC_RUN_ID is set, but torchrun did not start this ({one_line(error)}); "
+                                "unset it, or start the script with torchrun") from error
         with redirect_stdout(sys.stdout if rank_and_world_size()[0] == 0 else io.StringIO()):
             yield
     except UserError as error:
@@ -270,7 +274,7 @@ def run_header(args, setting, arguments, data, device):
 def select_device(name, precision="fp32"):
     """The torch device of this name, set to the precision; under torchrun, cuda is this process's own GPU.
 
-    Raises UserError if this machine does not have the device, or the device not the precision.
+    Raises UserError if this machine does not have the device, or the device does not support the precision.
     """
     if name == "cuda" and rank_and_world_size()[1] > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"

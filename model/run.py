@@ -149,7 +149,7 @@ class Run:
             self.best_test = {"score": test.accuracy, "record": record, "correct": test.correct_segments}
 
     def set_best(self, score, record, test):
-        """Notes the check that the checkpoint is saved of."""
+        """Notes the check whose weights the checkpoint holds."""
         self.best = {"score": float(score), "record": record, "correct": test.correct_segments}
 
     def end_epoch(self, record):
