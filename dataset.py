@@ -109,9 +109,10 @@ def read_lines(path):
     """The lines of a text file without the empty ones at its end; UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{path}: cannot be read as text ({reason})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def unknown_categories(annotations):
