@@ -257,7 +257,7 @@ def run_header(args, setting, arguments, data, device):
         "setting": setting,
         "model_name": args.model_name,
         "network": arguments,
-        "options": {name: value for name, value in sorted(vars(args).items())
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
                     if name not in elsewhere and "dir_" not in name},
         "class_names": names or class_names(num_classes=sizes.num_classes),
         "data": {**sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},

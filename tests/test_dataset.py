@@ -10,8 +10,8 @@ import torch
 
 from conftest import change, read, rewrite, with_value
 from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, AVEDataset, Sizes, UserError, background_note, class_names,
-                     find_files, layout_note, names_and_ids, new_h5, progress_bar, read_ahead,
-                     read_annotations, required_files)
+                     find_files, layout_note, names_and_ids, new_h5, open_h5, progress_bar, read_ahead,
+                     read_annotations, required_files, shuffled, write_h5)
 
 CPU = torch.device("cpu")
 
@@ -261,6 +261,23 @@ def test_damage_anywhere_ends_in_one_line_or_in_finite_numbers(data_folder, layo
             assert number % 2 == 0 and features.isfinite().all()
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_each_epoch_has_each_video_once_in_a_new_order_of_its_seed():
+    epochs = shuffled(videos=21, batch_size=4, seed=5)
+    first, second = next(epochs), next(epochs)
+    for positions in (first, second):
+        assert positions.shape == (5, 4) and len(set(positions.flatten().tolist())) == 20      # one is dropped
+    assert not torch.equal(first, second)
+    assert torch.equal(next(shuffled(21, 4, seed=5)), first)
+    assert not torch.equal(next(shuffled(21, 4, seed=6)), first)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_noticed(tmp_path):
+    path = tmp_path / "a.h5"
+    write_h5(path, np.ones((100, 100)))
+    with pytest.raises(UserError, match="a.h5: became shorter"), open_h5(path):
+        os.truncate(path, 4096)
 
 
 def test_a_new_file_gets_its_name_when_it_is_whole(tmp_path):

@@ -93,4 +93,4 @@ def test_every_step_has_the_loss_of_the_released_scripts_own_run(quick_script, t
                  "--released_quirks", "all", "--precision", "fp64", "--log_steps",
                  "--data_dir", twin_folder, "--output_dir", tmp_path)
     losses = sum([epoch["losses"] for epoch in read_log(tmp_path, setting)[1]], [])
-    assert losses == pytest.approx(TWIN[setting], rel=1e-6)
+    assert losses == pytest.approx(TWIN[setting], rel=1e-9)

@@ -116,7 +116,7 @@ def test_a_trained_network_attends_to_the_source(main_in_process, tmp_path):
              "--visual_dim 24 --difficulty 0")
     assert main_in_process("data/synthetic.py", "--output_dir", tmp_path, *sizes.split())[0] == 0
     assert main_in_process(MAIN["fully"], "--train", "--data_dir", tmp_path, "--output_dir", tmp_path / "run",
-                           "--nb_epoch", 20, "--batch_size", 16, "--lr", 0.003, "--LAMBDA", 0, "--device", "cpu")[0] == 0
+                           "--nb_epoch", 20, "--batch_size", 16, "--lr", 0.003, "--LAMBDA", 0)[0] == 0
     test = AVEDataset(find_files(tmp_path, required_files(["test"])), "test")[:]
     checkpoint = load(tmp_path / "run" / "PSP_fully.pt")
     with torch.inference_mode():

@@ -101,6 +101,12 @@ def test_features_of_random_weights_are_marked_in_the_log(train, data_folder, tm
     assert read_log(tmp_path, "fully")[0]["data"]["random_weights"] is True
 
 
+def test_splits_that_share_videos_are_noted(train, tiny_folder):
+    done = train("fully", "--nb_epoch", 1, "--dir_order_val", tiny_folder / "test_order.h5")
+    assert "note: 7 videos are in more than one split" in done.stdout
+    assert "more than one split" not in train("fully", "--nb_epoch", 1).stdout
+
+
 @pytest.mark.parametrize("setting", MAIN)
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(train, setting):
     *_, error = train(setting, "--lr", 1e9, code=2).stderr.splitlines()
@@ -201,6 +207,16 @@ def test_a_damaged_log_is_whole_after_resuming(finished, trained, train, damage)
     log.write_bytes(damage(log.read_bytes()))
     train(setting, *options, "--resume")
     assert_same_run(trained[1], folder, setting)
+
+
+def test_resuming_with_another_version_of_a_library_is_noted(finished, train):
+    setting, folder, options = finished
+    path = folder / f"PSP_{setting}_state.pt"
+    assert "has changed since the run began" not in train(setting, *options, "--resume").stdout
+    state = torch.load(path, weights_only=True)
+    state["header"]["versions"]["torch"] = "0.4"
+    torch.save(state, path)
+    assert "has changed since the run began" in train(setting, *options, "--resume").stdout
 
 
 def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, train, tiny_folder, monkeypatch):
