@@ -176,7 +176,7 @@ _LABELS = f"{_PSP_FILES} or data/prepare_labels.py"
 class AVEFile(NamedTuple):
     """One of the published files."""
     names: tuple              # file names, the preferred one first
-    content: str              # for a person
+    content: str              # description for messages
     source: str
     key: str = "avadataset"   # its HDF5 dataset
 
@@ -286,7 +286,7 @@ def mending(array, new_path="NEW.h5", key="avadataset"):
 
 @contextmanager
 def open_h5(path, key="avadataset", content="numbers"):
-    """The HDF5 dataset `key` of a file that is read; content: what it should hold, for a person.
+    """The HDF5 dataset `key` of a file, to be read; content: its description for messages.
 
     Raises UserError if it cannot be read, does not hold numbers, or was not written to its end.
     """
@@ -418,7 +418,7 @@ def write_h5(path, array, key="avadataset"):
 # ---------------------------------------------------------------------------------------------- published content
 
 class Sizes(NamedTuple):
-    """Sizes of the data; the letters are those of psp_model.py."""
+    """Sizes of the data; same letters as in psp_model.py."""
     num_rows: int          # videos in the files, of all splits together
     num_segments: int      # T
     audio_dim: int         # Da
