@@ -19,7 +19,8 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import cycle, product
+from copy import copy
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -598,6 +599,7 @@ class AVEDataset(Dataset):
     dtype: float32 or float64; bfloat16 for visual features that are held in memory, all else is then float32. Values
         are rounded to float32 first.
     device: of all tensors if the features are held in memory; features that are read from disk are on the CPU.
+    pinned: features on the CPU come in pinned memory, from which a GPU copies without a wait.
 
     tensors: all of it by name, indexed by position. sizes: `Sizes`. digest: a checksum of the data.
     without_features: number of videos in the split that data/extract_features.py found no video file for.
@@ -607,10 +609,11 @@ class AVEDataset(Dataset):
     split in which no video has features.
     """
 
-    def __init__(self, files, split, weak=False, features="memory", dtype=torch.float32, device="cpu"):
+    def __init__(self, files, split, weak=False, features="memory", dtype=torch.float32, device="cpu",
+                 pinned=False):
         self.sizes = read_sizes(files)
         self.in_memory = features == "memory"
-        self.device = torch.device(device if self.in_memory else "cpu")
+        self.device, self.pinned = torch.device(device if self.in_memory else "cpu"), pinned
         self.random_weights = bool(feature_attribute(files, "random_weights").any())
         num_rows = self.sizes.num_rows
         rows = torch.arange(num_rows) if split is None else read_order(files, f"order_{split}", num_rows)
@@ -646,8 +649,9 @@ class AVEDataset(Dataset):
         if self.in_memory:
             for name, value in self.tensors.items():
                 if isinstance(value, FeatureRows):
-                    value = value.load(dtype if name == "visual" else number_dtype, self.device)
-                self.tensors[name] = value.to(self.device)
+                    self.tensors[name] = value.load(dtype if name == "visual" else number_dtype, self.device)
+                else:
+                    self.tensors[name] = value.to(self.device)
 
     def _digest(self):
         """Checksum of all labels and of the features of 64 videos."""
@@ -659,24 +663,29 @@ class AVEDataset(Dataset):
         return f"{checksum:08x}"
 
     def __len__(self):
-        return len(self.tensors["video"])
+        return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, index):
-        return {name: value[index] for name, value in self.tensors.items()}
+        """The values at a position, or at several with a leading batch axis; in memory of their own."""
+        positions = index if torch.is_tensor(index) else torch.arange(len(self), device=self.device)[index]
+        return {name: self._rows(value, positions.flatten()).view((*positions.shape, *value.shape[1:]))
+                for name, value in self.tensors.items()}
 
-    def batch(self, positions, buffers):
-        """`self[positions]` with the features in `buffers`: {name: tensor [at least B, ...]}, which it fills."""
-        batch = {}
-        for name, value in self.tensors.items():
-            if name not in FEATURES:
-                batch[name] = value[positions]
-                continue
-            batch[name] = buffers[name][:len(positions)]
-            if isinstance(value, FeatureRows):
-                value.read(positions, batch[name])
-            else:
-                torch.index_select(value, 0, positions, out=batch[name])
-        return batch
+    def _rows(self, value, positions):
+        """value[positions]."""
+        out = torch.empty(len(positions), *value.shape[1:], dtype=value.dtype, device=self.device,
+                          pin_memory=self.pinned)
+        if isinstance(value, FeatureRows):
+            value.read(positions, out)
+        else:
+            torch.index_select(value, 0, positions, out=out)
+        return out
+
+    def only(self, *names):
+        """The same videos, with these values alone."""
+        chosen = copy(self)
+        chosen.tensors = {name: self.tensors[name] for name in names}
+        return chosen
 
 
 class FeatureRows:
@@ -742,12 +751,10 @@ class FeatureRows:
         return features
 
 
-def visual_values(files, splits):
-    """Number of values of the visual features of these splits, and of the background videos if `files` names them."""
+def count_videos(files, splits):
+    """Number of videos of these splits, and of the background videos if `files` names them."""
     videos = sum(shape_of(files, f"order_{split}" if split else "visual")[0] for split in splits)
-    if "visual_bg" in files:
-        videos += shape_of(files, "visual_bg")[0]
-    return videos * math.prod(shape_of(files, "visual")[1:])
+    return videos + (shape_of(files, "visual_bg")[0] if "visual_bg" in files else 0)
 
 
 # -------------------------------------------------------------------------------------------------- batches
@@ -793,38 +800,26 @@ class TrainingBatches:
         return positions.tensor_split(self.world_size, dim=1)[self.rank]
 
     def epoch(self, epoch):
-        """Yields the batches of an epoch, a dict of tensors each; see `read_ahead` for how long a batch is valid."""
-        return read_ahead(self.dataset, self.positions(epoch).to(self.dataset.device), self.device)
+        """Yields the batches of an epoch, a dict of tensors each."""
+        return load_batches(self.dataset, self.positions(epoch).to(self.dataset.device), self.device)
 
 
-def read_ahead(dataset, batches, device):
-    """Yields dataset[positions] on the device for each batch of positions.
+def load_batches(dataset, positions, device):
+    """Yields dataset[p] on the device for each p of positions, which are where the dataset is.
 
-    The features of a batch are valid until the next batch is asked for: their memory is used again, which saves a
-    tenth of a step on a CPU. Features that are not on the device are read one batch ahead by a thread.
+    If the features are elsewhere, a thread reads a batch ahead.
     """
-    if dataset.device.type != "cpu":
-        yield from map(dataset.__getitem__, batches)
+    if dataset.in_memory and dataset.device == device:
+        yield from map(dataset.__getitem__, positions)
         return
 
-    def buffers():
-        size = max(map(len, batches), default=0)
-        return {name: torch.empty(size, *dataset.tensors[name].shape[1:], dtype=dataset.tensors[name].dtype,
-                                  pin_memory=device.type == "cuda") for name in FEATURES}
-
-    if dataset.in_memory and device.type == "cpu":
-        filled = buffers()
-        for positions in batches:
-            yield dataset.batch(positions, filled)
-        return
-
-    def read(positions, filled):
-        return {name: value.to(device) for name, value in dataset.batch(positions, filled).items()}
+    def read(p):
+        return {name: value.to(device, non_blocking=True) for name, value in dataset[p].items()}
 
     with ThreadPoolExecutor(1) as reader:
         upcoming = None
-        for positions, filled in zip(batches, cycle([buffers(), buffers()])):
-            read_now, upcoming = upcoming, reader.submit(read, positions, filled)
+        for p in positions:
+            read_now, upcoming = upcoming, reader.submit(read, p)
             if read_now:
                 yield read_now.result()
         if upcoming:

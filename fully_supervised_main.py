@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 import utils
-from dataset import TrainingBatches, shuffled
+from dataset import FEATURES, TrainingBatches, shuffled
 from model.checkpoint import save_checkpoint
 from model.released_training import StaleTargets, draw_released_weights, released_order
 from model.run import Run
@@ -29,7 +29,8 @@ def train(args, data, device):
     quirks = args.released_quirks
 
     order = released_order if "released_order" in quirks else shuffled
-    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, order, rank, world_size)
+    videos = data["train"].only(*FEATURES, "labels")
+    batches = TrainingBatches(videos, args.batch_size, args.seed, device, order, rank, world_size)
     background = data["train"].sizes.background
     target_of = StaleTargets(background) if "stale_avps" in quirks else partial(avps_target, background=background)
 
@@ -78,7 +79,7 @@ def main():
     if args.trained_model_path:
         utils.evaluate_checkpoint(args, "fully", PSPNetwork)
         return
-    device = utils.select_device(args.device, args.precision)
+    device = utils.set_up_device(args.device, args.precision)
     data = utils.read_data(args, "fully", ["train", "val", "test"], device)
     results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, "fully")]
     utils.report_runs(args, "fully", results, data["test"])

@@ -128,6 +128,18 @@ def rows_sum_to_one(matrix):
     return matrix / (matrix.sum(dim=-1, keepdim=True) + EPSILON)
 
 
+class LSTM(nn.LSTM):
+    """Bi-LSTM that computes in the dtype of its weights. Under autocast, cuDNN would compute in float16."""
+
+    def __init__(self, input_dim, hidden_dim):
+        super().__init__(input_dim, hidden_dim, batch_first=True, bidirectional=True)
+
+    def forward(self, features):
+        """features [B, T, input_dim] -> [B, T, 2 hidden_dim] of both directions, and the last states."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight_ih_l0.dtype))
+
+
 class Output(NamedTuple):
     """What a network returns: the losses use logits and similarity; attention and psp are for inspection."""
     logits: torch.Tensor                 # [B, T, C] their arg-max is the label of a segment
@@ -185,8 +197,8 @@ class PSPNetwork(nn.Module):
         else:
             self.attention = AudioGuidedVisualAttention(mapped_audio_dim, visual_dim, num_regions)
 
-        self.lstm_audio = nn.LSTM(mapped_audio_dim, lstm_dim, batch_first=True, bidirectional=True)
-        self.lstm_visual = nn.LSTM(lstm_dim, lstm_dim, batch_first=True, bidirectional=True)
+        self.lstm_audio = LSTM(mapped_audio_dim, lstm_dim)
+        self.lstm_visual = LSTM(lstm_dim, lstm_dim)
         self.psp = PositiveSamplePropagation(dim, threshold, renormalise, output_layers, dropout)
         self.classifier = nn.Sequential(
             nn.Linear(dim, 64, bias=False), nn.ReLU(), nn.Linear(64, num_classes, bias=False))
@@ -275,5 +287,11 @@ def video_probability(logits):
 
 
 def weakly_supervised_loss(output, target):
-    """Binary cross entropy of the video prediction; target [B, C]: share of each label in the video -> scalar."""
-    return F.binary_cross_entropy(video_probability(output.logits), target)
+    """Binary cross entropy of the video prediction; target [B, C]: share of each label in the video -> scalar.
+
+    NaN if the network's output is not finite.
+    """
+    probability = video_probability(output.logits)
+    # On a GPU, the binary cross entropy of NaN would end the process.
+    loss = F.binary_cross_entropy(probability.nan_to_num(), target)
+    return torch.where(probability.isfinite().all(), loss, torch.nan)

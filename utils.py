@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import (AVE_FILES, SPLITS, AVEDataset, UserError, background_note, class_names, find_files,
-                     has_labels, layout_note, names_and_ids, one_line, progress_bar, read_ahead, required_files,
-                     visual_values)
+from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, UserError, background_note, class_names, count_videos,
+                     find_files, has_labels, layout_note, load_batches, names_and_ids, one_line, progress_bar,
+                     required_files, shape_of)
 from model.checkpoint import NETWORKS, load, rebuild, write_atomically
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.released_training import QUIRKS
@@ -25,7 +25,8 @@ from model.run import back_up, rank_and_world_size, versions
 from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD
 
 PAPER_SEGMENTS = 10      # that the paper's threshold was chosen for
-OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) a primitive"      # PyTorch's messages
+# In messages of PyTorch and of CUDA's libraries.
+OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) a primitive|ALLOC(ATION)?_FAILED"
 
 
 # ------------------------------------------------------------------------------------------- a script's run
@@ -271,13 +272,18 @@ def run_header(args, setting, arguments, data, device):
 
 # ---------------------------------------------------------------------------------- device, precision and data
 
-def select_device(name, precision="fp32"):
-    """The torch device of this name, set to the precision; under torchrun, cuda is this process's own GPU.
+def set_up_device(name, precision="fp32"):
+    """The torch device of this name, set to the precision; 'cuda' is the first GPU, under torchrun one per process.
 
+    Also sets PyTorch's current GPU and its default dtype. Prints a note if the device only emulates the precision, or
+    if PyTorch cannot use the GPU of this machine.
     Raises UserError if this machine does not have the device, or the device does not support the precision.
     """
-    if name == "cuda" and rank_and_world_size()[1] > 1:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    world_size = rank_and_world_size()[1]
+    if world_size > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name}: with torchrun, each process takes a GPU of its own; write --device cuda")
+    if name == "cuda":
+        name = f"cuda:{os.environ['LOCAL_RANK'] if world_size > 1 else 0}"
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:      # each backend has its own kind
@@ -286,14 +292,30 @@ def select_device(name, precision="fp32"):
     device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if precision in ("tf32", "bf16") and torch.cuda.get_device_capability(device)[0] < 8:
+            print(f"note: this GPU is older than Ampere: it has no {precision}, and "
+                  + ("computes in fp32" if precision == "tf32" else "emulates it"))
     elif precision == "tf32":
         raise UserError(f"--precision tf32: only NVIDIA GPUs have it, not {device}; choose fp32 or bf16")
-    if precision == "bf16" and device.type == "cpu" and not has_bf16(Path("/proc/cpuinfo")):
-        print("note: this processor does not multiply bfloat16 itself; --precision bf16 is much slower than fp32 here")
+    if device.type == "cpu":
+        if precision == "bf16" and not has_bf16(Path("/proc/cpuinfo")):
+            print("note: this processor does not multiply bfloat16 itself; --precision bf16 is much slower than fp32 "
+                  "here")
+        if gpu_is_unusable(Path("/dev")):
+            cuda = torch.version.cuda
+            print("note: this machine has an NVIDIA GPU that PyTorch cannot use: "
+                  + (f"its driver is too old for CUDA {cuda}, or the GPU is too old; update the driver, or install a "
+                     "PyTorch for its CUDA" if cuda else "this PyTorch is built for CPUs; install one for CUDA"))
     # Initial weights and dropout are drawn in the default dtype.
     torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return device
+
+
+def gpu_is_unusable(devices):
+    """Whether a folder of devices such as /dev has an NVIDIA GPU, which nobody hides, but PyTorch finds none."""
+    hidden = "CUDA_VISIBLE_DEVICES" in os.environ
+    return not hidden and not torch.cuda.is_available() and any(devices.glob("nvidia[0-9]*"))
 
 
 def has_bf16(cpuinfo):
@@ -316,8 +338,6 @@ class InPrecision(nn.Module):
         self.network, self.bf16 = network, precision == "bf16"
 
     def forward(self, audio, *others):
-        if self.bf16:
-            audio = audio.bfloat16()      # some CPUs' LSTM fails to convert it itself
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.network(audio, *others)
         dtype = torch.get_default_dtype()
@@ -345,8 +365,11 @@ def read_data(args, setting, splits, device):
     background_videos = weak and getattr(args, "background_videos", "on") == "on"
     files = find_files(args.data_dir, required_files(splits, weak, background_videos), given_files(args, setting))
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
-    features, place = choose_place(args.features, visual_values(files, splits) * dtype.itemsize, device)
-    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place) for split in splits}
+    per_video = math.prod(shape_of(files, "visual")[1:])      # values
+    features, place = choose_place(args.features, count_videos(files, splits) * per_video * dtype.itemsize,
+                                   args.batch_size * per_video * 4, device)
+    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place,
+                              pinned=place != device) for split in splits}
     sizes = next(iter(data.values())).sizes
     for split, dataset in data.items():
         if dataset.without_features:
@@ -370,14 +393,18 @@ def read_data(args, setting, splits, device):
     return data
 
 
-def choose_place(features, needed, device):
-    """('memory', device) or ('disk', cpu) for so many bytes of features; 'auto' takes the first that has room."""
+def choose_place(features, needed, batch, device):
+    """('memory', device) or ('disk', cpu) for the features; 'auto' takes the first place that has room.
+
+    needed: bytes of all features; batch: bytes of the features of a batch in float32.
+    """
     place, total, available = torch.device("cpu"), *main_memory()
     if features == "memory" and needed > total:
         raise UserError(f"--features memory: the features need {needed / 1e9:.1f} GB, and this machine has "
                         f"{total / 1e9:.1f} GB; use --features disk")
-    if features == "auto" and device.type == "cuda" and needed + 8e9 < torch.cuda.mem_get_info(device)[0]:
-        features, place = "memory", device      # 8 GB are left for a step
+    # A step takes 4.1 times the features of its batch (a pretended GPU, 8 to 32 videos). The 1 GB is for CUDA itself.
+    if features == "auto" and device.type == "cuda" and needed + 5 * batch + 1e9 < torch.cuda.mem_get_info(device)[0]:
+        features, place = "memory", device
     elif features == "auto":
         features = "memory" if needed + 2e9 < available else "disk"
     where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
@@ -396,7 +423,7 @@ def main_memory():
 
 # ------------------------------------------------------------------------------------------ evaluation
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(network, dataset, batch_size, progress=None):
     """`Predictions` for all videos of the dataset, the last short batch included; network: as `prepare` returns it.
 
@@ -407,7 +434,8 @@ def predict(network, dataset, batch_size, progress=None):
     network.eval()
     device = next(network.parameters()).device
     predicted, probability, kept_pairs = [], [], []
-    for batch in read_ahead(dataset, torch.arange(len(dataset), device=dataset.device).split(batch_size), device):
+    positions = torch.arange(len(dataset), device=dataset.device).split(batch_size)
+    for batch in load_batches(dataset.only(*FEATURES), positions, device):
         output = network(batch["audio"], batch["visual"])
         label = output.logits.argmax(dim=-1, keepdim=True)
         predicted.append(label.squeeze(-1))
@@ -441,7 +469,7 @@ def evaluate_checkpoint(args, setting, network_class):
                         f"{args.model_name}; evaluate it with the script that trained it (model/avel.py for AVEL)")
     trained_in = checkpoint.get("options", {}).get("precision", "fp32")
     args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
-    device = select_device(args.device, args.precision)
+    device = set_up_device(args.device, args.precision)
     splits = ["val", "test"] if has_labels(args.data_dir, given_files(args, setting)) else [None]
     data = read_data(args, setting, splits, device)
     sizes = next(iter(data.values())).sizes

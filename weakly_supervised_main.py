@@ -6,7 +6,7 @@
 import torch
 
 import utils
-from dataset import TrainingBatches, shuffled
+from dataset import FEATURES, TrainingBatches, shuffled
 from model.checkpoint import save_checkpoint
 from model.released_training import draw_released_weights, fixed_batches
 from model.run import Run
@@ -30,8 +30,9 @@ def train(args, data, device):
     quirks = args.released_quirks
 
     order = fixed_batches if "fixed_batches" in quirks else shuffled
-    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, order, rank, world_size)
     target = {"share": "label_share", "tag": "video_label"}[args.weak_labels]
+    videos = data["train"].only(*FEATURES, target)
+    batches = TrainingBatches(videos, args.batch_size, args.seed, device, order, rank, world_size)
 
     arguments = utils.network_arguments(args, "weakly", data["train"].sizes)
     network = PSPNetwork(**arguments)
@@ -49,7 +50,6 @@ def train(args, data, device):
             model.train()
             for batch in batches.epoch(epoch):
                 output = model(batch["audio"], batch["visual"])
-                run.expect_finite(epoch, output.logits)             # binary cross entropy raises on NaN
                 loss = weakly_supervised_loss(output, batch[target])
                 optimizer.zero_grad()
                 loss.backward()
@@ -77,7 +77,7 @@ def main():
     if args.trained_model_path:
         utils.evaluate_checkpoint(args, "weakly", PSPNetwork)
         return
-    device = utils.select_device(args.device, args.precision)
+    device = utils.set_up_device(args.device, args.precision)
     data = utils.read_data(args, "weakly", ["train", "val", "test"], device)
     results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, "weakly")]
     utils.report_runs(args, "weakly", results, data["test"])

@@ -30,7 +30,7 @@ from data.video import (FRAMES_OF_A_SEGMENT, VideoError, log_mel_patches, natura
 from dataset import UserError, new_h5, one_line, progress_bar, read_annotations  # noqa: E402
 from model.feature_networks import VGG19_WEIGHTS, VGGISH_WEIGHTS, load_networks, random_networks  # noqa: E402
 from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite,  # noqa: E402
-                   select_device, write_atomically)
+                   set_up_device, write_atomically)
 
 SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
                .split())
@@ -215,7 +215,7 @@ def options():
 def main():
     args = options()
     require_packages()
-    device = select_device(args.device)
+    device = set_up_device(args.device)
     videos = find_videos(args.videos, args.annotations and read_annotations(args.annotations))
     outputs = [args.output_dir / name for name in ("visual_feature.h5", "audio_feature.h5", "videos.txt")]
     refuse_to_overwrite(outputs, args.overwrite)

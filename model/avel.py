@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import TrainingBatches, in_batches  # noqa: E402
-from psp_model import AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
+from dataset import FEATURES, TrainingBatches, in_batches  # noqa: E402
+from psp_model import LSTM, AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
 
 DECAY_STEPS = 15000
 
@@ -27,8 +27,8 @@ class AVELNetwork(nn.Module):
     def __init__(self, audio_dim, visual_dim, map_size, num_classes):
         super().__init__()
         self.attention = AudioGuidedVisualAttention(audio_dim, visual_dim, map_size[0] * map_size[1])
-        self.lstm_audio = nn.LSTM(audio_dim, 128, batch_first=True, bidirectional=True)
-        self.lstm_visual = nn.LSTM(visual_dim, 128, batch_first=True, bidirectional=True)
+        self.lstm_audio = LSTM(audio_dim, 128)
+        self.lstm_visual = LSTM(visual_dim, 128)
         self.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, num_classes))
         xavier_uniform(self.attention, self.classifier)
 
@@ -87,16 +87,17 @@ def train(args, data, device):
 
     utils.set_seed(args.seed)
     rank, world_size = utils.rank_and_world_size()
-    batches = TrainingBatches(data["train"], args.batch_size, args.seed, device, in_order, rank, world_size)
+    target, loss_of = "labels", avel_fully_supervised_loss
+    if args.setting == "weakly":
+        target, loss_of = "video_label", avel_weakly_supervised_loss
+    videos = data["train"].only(*FEATURES, target)
+    batches = TrainingBatches(videos, args.batch_size, args.seed, device, in_order, rank, world_size)
     arguments = utils.network_sizes(data["train"].sizes)
     network = AVELNetwork(**arguments).to(device)
     model = utils.prepare(network, args.precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     milestones = avel_milestones(batches.steps, args.nb_epoch)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    target, loss_of = "labels", avel_fully_supervised_loss
-    if args.setting == "weakly":
-        target, loss_of = "video_label", avel_weakly_supervised_loss
 
     header = utils.run_header(args, args.setting, arguments, data, device)
     with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
@@ -129,7 +130,7 @@ def main():
     if args.trained_model_path:
         utils.evaluate_checkpoint(args, args.setting, AVELNetwork)
         return
-    device = utils.select_device(args.device, args.precision)
+    device = utils.set_up_device(args.device, args.precision)
     data = utils.read_data(args, args.setting, ["train", "val", "test"], device)
     results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, args.setting)]
     utils.report_runs(args, args.setting, results, data["test"])

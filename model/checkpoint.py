@@ -42,8 +42,9 @@ def save(path, content):
 
 
 def save_checkpoint(path, network, header, record):
-    """Writes a checkpoint of the network; header: of its run, record: the log line of its epoch."""
-    save(path, {**header, **record, "weights": network.state_dict()})
+    """Writes a checkpoint, with the weights as CPU tensors; header: of its run, record: the log line of its epoch."""
+    weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
+    save(path, {**header, **record, "weights": weights})
 
 
 def read_content(path):

@@ -89,7 +89,7 @@ class Run:
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
             torch.set_rng_state(state["random"]["torch"])
-            if state["random"]["cuda"] is not None and torch.cuda.is_available():
+            if state["random"]["cuda"] is not None and self.loss_sum.is_cuda:
                 torch.cuda.set_rng_state(state["random"]["cuda"])
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
@@ -97,7 +97,7 @@ class Run:
     def _save_state(self, epochs):
         kind, keys, *rest = np.random.get_state()
         drawn = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state(),
-                 "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+                 "cuda": torch.cuda.get_rng_state() if self.loss_sum.is_cuda else None}
         save(self.state_path, {
             "header": self.header, "epochs": epochs, "random": drawn,
             **{name: getattr(self, name) for name in KEPT},
@@ -124,16 +124,9 @@ class Run:
         loss = self.loss_sum.item() / (self.steps * world_size)
         self.loss_sum.zero_()
         if not math.isfinite(loss):
-            raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{self._kept()}")
+            kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
+            raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{kept}")
         return loss
-
-    def expect_finite(self, epoch, values):
-        """UserError unless all values are finite; waits for the device."""
-        if not values.isfinite().all():
-            raise UserError(f"the network's output is not finite in epoch {epoch}; try a lower --lr{self._kept()}")
-
-    def _kept(self):
-        return f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
 
     @property
     def best_score(self):

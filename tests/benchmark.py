@@ -1,9 +1,11 @@
-"""Times the parts of a training step and, in the same run, its largest matrix products alone; prints one row.
+"""Times training steps, their parts, and their largest matrix products alone, in one run; prints one row.
 
     python tests/benchmark.py --data_dir data/full --setting weakly --device cuda --precision bf16
 
-Times of parts are medians in milliseconds; data: the wait for the batch; forward: with the loss.
+Step: of many steps, with no wait for the device between them. Parts: medians of as many steps more, with a wait after
+each part. Data: until the batch is there; forward: with the loss.
 Products: of AVGA's first layer, H_v = V U_v^T and the gradient of U_v; every implementation has to compute them.
+Kernels: operations of a step but views; on a GPU, each launches a kernel, and each LSTM some more.
 First batch: seconds since the script was started. Peak: memory of the process; of the GPU: 0 without one.
 """
 import time
@@ -11,7 +13,7 @@ import time
 STARTED = time.perf_counter()
 import resource  # noqa: E402
 import sys  # noqa: E402
-from itertools import chain, count, islice  # noqa: E402
+from itertools import chain, count  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -19,11 +21,23 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils  # noqa: E402
-from dataset import TrainingBatches  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from dataset import FEATURES, TrainingBatches  # noqa: E402
 from model.checkpoint import NETWORKS  # noqa: E402
 from psp_model import PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss  # noqa: E402
 
 BATCH_SIZE, WARM_UP = 128, 3      # videos, steps
+
+
+class CountKernels(TorchDispatchMode):
+    """Counts the operations that are neither views nor allocations."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        view = any(value.alias_info and not value.alias_info.is_write for value in function._schema.returns)
+        self.count += not view and "empty" not in function._schema.name
+        return function(*args, **kwargs or {})
 
 
 def main():
@@ -34,9 +48,9 @@ def main():
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=utils.bounded(int, 1), default=12, help="that are timed (default: %(default)s)")
-    parser.set_defaults(model_name="PSP")
+    parser.set_defaults(model_name="PSP", batch_size=BATCH_SIZE)
     args = parser.parse_args()
-    device = utils.select_device(args.device, args.precision)
+    device = utils.set_up_device(args.device, args.precision)
 
     def now():
         if device.type == "cuda":
@@ -48,26 +62,41 @@ def main():
     network = PSPNetwork(**utils.network_sizes(sizes), threshold=0.1, **NETWORKS[args.setting]).to(device)
     model = utils.prepare(network, args.precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    batches = TrainingBatches(data["train"], BATCH_SIZE, seed=0, device=device)
+    target = {"fully": "labels", "weakly": "label_share"}[args.setting]
+    batches = TrainingBatches(data["train"].only(*FEATURES, target), BATCH_SIZE, seed=0, device=device)
+    batches = chain.from_iterable(map(batches.epoch, count()))
 
-    laps, end = [], now()
-    for batch in islice(chain.from_iterable(map(batches.epoch, count())), WARM_UP + args.steps):
-        ready = now()
+    def step(lap=lambda: None):
+        batch = next(batches)
+        lap()
         output = model(batch["audio"], batch["visual"])
         if args.setting == "fully":
-            target = avps_target(batch["labels"], sizes.background)
-            loss = fully_supervised_loss(output, batch["labels"], target, LAMBDA=100)
+            avps = avps_target(batch["labels"], sizes.background)
+            loss = fully_supervised_loss(output, batch["labels"], avps, LAMBDA=100)
         else:
             loss = weakly_supervised_loss(output, batch["label_share"])
-        forward = now()
+        lap()
         optimizer.zero_grad()
         loss.backward()
-        backward = now()
+        lap()
         optimizer.step()
-        laps.append([end, ready, forward, backward, now()])
-        end = laps[-1][-1]
-    parts = 1000 * np.diff(laps[WARM_UP:], axis=1)      # [steps, parts]
-    step = np.median(parts.sum(axis=1))
+        lap()
+        return batch
+
+    first = []
+    for _ in range(WARM_UP):
+        step(lambda: first.append(now()))
+    start = now()
+    for _ in range(args.steps):
+        step()
+    step_ms = 1000 * (now() - start) / args.steps
+    laps = []
+    for _ in range(args.steps):
+        laps.append([now()])
+        step(lambda: laps[-1].append(now()))
+    parts = 1000 * np.diff(laps, axis=1)      # [steps, parts]
+    with CountKernels() as kernels:
+        batch = step()
 
     V = batch["visual"].flatten(0, 3)
     U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=V.dtype, device=device)
@@ -85,10 +114,11 @@ def main():
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{name}, torch {torch.__version__}, batches of {BATCH_SIZE}")
     print("| setting | features | precision | first batch s | data ms | forward ms | backward ms | optimiser ms "
-          "| step ms | products ms | share | train /s | eval /s | peak GB | GPU GB |")
+          "| step ms | kernels | products ms | share | train /s | eval /s | peak GB | GPU GB |")
     row = [args.setting, str(data["train"].device) if data["train"].in_memory else "disk", args.precision,
-           f"{laps[0][1] - STARTED:.1f}", *(f"{part:.1f}" for part in np.median(parts, axis=0)), f"{step:.0f}",
-           f"{products:.0f}", f"{products / step:.2f}", f"{1000 * BATCH_SIZE / step:.0f}", f"{evaluated:.0f}",
+           f"{first[0] - STARTED:.1f}", *(f"{part:.1f}" for part in np.median(parts, axis=0)), f"{step_ms:.0f}",
+           str(kernels.count), f"{products:.0f}", f"{products / step_ms:.2f}",
+           f"{1000 * BATCH_SIZE / step_ms:.0f}", f"{evaluated:.0f}",
            f"{peak:.2f}", f"{torch.cuda.max_memory_allocated() / 1e9:.2f}"]
     print(f"| {' | '.join(row)} |")
 

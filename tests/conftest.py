@@ -12,6 +12,7 @@ from types import SimpleNamespace
 # Read when torch is imported. Tests in this process would otherwise use a GPU.
 if os.environ.get("TEST_DEVICE") != "cuda":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:2"      # without it, CUDA's LSTMs differ from run to run
 os.environ.setdefault("OMP_NUM_THREADS", "1")      # several tests at once: each on one core
 
 import h5py  # noqa: E402
@@ -25,6 +26,8 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 
 TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 --audio_dim 12 --map_size 3 "
         "--visual_dim 20 --difficulty 0").split()
+
+DEVICE = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
 
@@ -139,7 +142,8 @@ def assert_same_run(folder, other, setting):
     """Both folders hold the same log, and the same weights in checkpoint and state, bit for bit."""
     assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()
     for name in (f"PSP_{setting}.pt", f"PSP_{setting}_state.pt"):
-        one, two = (torch.load(place / name, weights_only=True)["weights"] for place in (folder, other))
+        one, two = (torch.load(place / name, weights_only=True, map_location="cpu")["weights"]
+                    for place in (folder, other))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 

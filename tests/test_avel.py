@@ -67,7 +67,7 @@ def test_the_learning_rate_falls_after_the_epoch_of_each_15000th_step():
 
 def test_training_keeps_the_order_of_the_file(quick_script, tiny_folder, tmp_path):
     quick_script("model/avel.py", "--setting", "fully", "--train", "--nb_epoch", 2, "--batch_size", 8, "--lr", 0,
-                 "--log_steps", "--data_dir", tiny_folder, "--output_dir", tmp_path)
+                 "--log_steps", "--device", "cpu", "--data_dir", tiny_folder, "--output_dir", tmp_path)
     dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
     torch.manual_seed(123)
     network = AVELNetwork(12, 20, (3, 3), 5)

@@ -14,8 +14,10 @@ import torch
 
 import utils
 from conftest import MAIN, ROOT, assert_same_run, read_log
+from model.avel import AVELNetwork
 from model.checkpoint import load
-from psp_model import PSPNetwork
+from pretended_gpu import pretended_gpu
+from psp_model import FULLY_SUPERVISED, PSPNetwork
 
 # -------------------------------------------------------------------------------------- place of the features
 
@@ -30,7 +32,17 @@ def test_memory_and_disk_train_to_the_same_bits(train, tmp_path, setting):
 @pytest.mark.parametrize("available, expected", [(100e9, "held in memory (cpu)"), (1e9, "read from disk")])
 def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch, available, expected):
     monkeypatch.setattr(utils, "main_memory", lambda: (200e9, available))
-    assert expected in train("fully", "--nb_epoch", 1).stdout
+    assert expected in train("fully", "--nb_epoch", 1, "--device", "cpu").stdout
+
+
+@pytest.mark.parametrize("free, precision, expected", [
+    (5.6e9, "bf16", "(cuda:0)"), (7.5e9, "fp32", "(cuda:0)"), (3e9, "bf16", "(cpu)"), (5.6e9, "fp32", "(cpu)")])
+def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, precision, expected, capsys):
+    video = 10 * 7 * 7 * 512
+    with pretended_gpu(free):
+        utils.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
+                     torch.device("cuda:0"))
+    assert expected in capsys.readouterr().out
 
 
 def test_features_that_no_memory_can_hold_are_refused_before_they_are_read(train, monkeypatch):
@@ -102,6 +114,48 @@ def test_a_checkpoint_of_either_dtype_is_evaluated_in_either(train, quick_script
     assert accuracy_line(tmp_path, "weakly") in done.stdout
 
 
+@pytest.mark.parametrize("network", [PSPNetwork(12, 20, (3, 3), 5, threshold=0.1, **FULLY_SUPERVISED),
+                                     AVELNetwork(12, 20, (3, 3), 5)], ids=["PSP", "AVEL"])
+def test_lstms_compute_in_float32_under_bf16(network, monkeypatch):
+    """On CUDA, autocast would give cuDNN float16."""
+    seen, forward = [], torch.nn.LSTM.forward
+
+    def watched(lstm, features):
+        output = forward(lstm, features)
+        seen.append((features.dtype, output[0].dtype))
+        return output
+    monkeypatch.setattr(torch.nn.LSTM, "forward", watched)
+    output = utils.InPrecision(network, "bf16")(torch.rand(2, 6, 12), torch.rand(2, 6, 3, 3, 20).bfloat16())
+    assert seen == [(torch.float32, torch.float32)] * 2 and output.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("capability, precision, expected", [
+    ((7, 5), "tf32", "has no tf32, and computes in fp32"), ((7, 5), "bf16", "has no bf16, and emulates it"),
+    ((8, 0), "bf16", None)])
+def test_a_precision_that_an_old_gpu_lacks_is_noted(capsys, capability, precision, expected):
+    with pretended_gpu(capability=capability):
+        utils.set_up_device("cuda", precision)
+    out = capsys.readouterr().out
+    assert (expected in out) if expected else not out
+
+
+@pytest.mark.parametrize("cuda, expected", [("13.0", "its driver is too old for CUDA 13.0"), (None, "built for CPUs")])
+def test_a_gpu_that_pytorch_cannot_use_is_noted(train, tmp_path, monkeypatch, cuda, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not utils.gpu_is_unusable(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert utils.gpu_is_unusable(tmp_path)
+    monkeypatch.setattr(utils, "gpu_is_unusable", lambda _: True)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert expected in train("fully", "--nb_epoch", 1).stdout.splitlines()[0]
+
+
+def test_an_explicit_gpu_is_refused_with_several_processes(monkeypatch, train):
+    monkeypatch.setattr(utils, "rank_and_world_size", lambda: (0, 2))
+    assert "--device cuda:0: with torchrun" in train("fully", "--device", "cuda:0", code=2).stderr
+
+
 # -------------------------------------------------------------------------------------- notes on the threshold
 
 @pytest.mark.parametrize("setting, scaled", [("fully", "0.165"), ("weakly", "0.158")])
@@ -171,7 +225,7 @@ def test_the_revision_of_an_unrelated_repository_around_the_code_is_not_logged(t
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
 def test_two_processes_train_as_one(train, tiny_folder, tmp_path, monkeypatch):
     """Without dropout, since each process draws its own. Each process keeps stale targets of its rows of a batch."""
-    options = ("--nb_epoch", 3, "--check_epoch", 1, "--released_quirks", "stale_avps")
+    options = ("--nb_epoch", 3, "--check_epoch", 1, "--released_quirks", "stale_avps", "--device", "cpu")
     monkeypatch.setattr("fully_supervised_main.PSPNetwork", partial(PSPNetwork, dropout=0))
     train("fully", *options, "--output_dir", tmp_path / "one")
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -37,7 +37,7 @@ def test_fixed_batches_equal_the_released_batches():
     ("weakly", "--released_quirks", "initial_weights"), ("weakly", "--weak_labels", "tag")])
 def test_each_option_changes_one_thing(train, tiny_folder, tmp_path, setting, option, value):
     """The loss of every step equals the loss of a plain loop in which one thing differs; the learning rate is 0."""
-    train(setting, "--nb_epoch", 2, "--lr", 0, "--log_steps", option, value)
+    train(setting, "--nb_epoch", 2, "--lr", 0, "--log_steps", option, value, "--device", "cpu")
     weak = setting == "weakly"
     dataset = AVEDataset(find_files(tiny_folder, required_files(["train"], weak)), "train", weak)
     torch.manual_seed(123)
@@ -90,7 +90,7 @@ def dropout_is_drawn_as_in_the_twin():
 def test_every_step_has_the_loss_of_the_released_scripts_own_run(quick_script, twin_folder, tmp_path, setting):
     """golden/twin64.json: the released scripts in float64, seed 123, batches of 16, 5 epochs; on any processor."""
     quick_script(MAIN[setting], "--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100,
-                 "--released_quirks", "all", "--precision", "fp64", "--log_steps",
+                 "--released_quirks", "all", "--precision", "fp64", "--log_steps", "--device", "cpu",
                  "--data_dir", twin_folder, "--output_dir", tmp_path)
     losses = sum([epoch["losses"] for epoch in read_log(tmp_path, setting)[1]], [])
     assert losses == pytest.approx(TWIN[setting], rel=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, ROOT, assert_same_run, change, read_log, rewrite
+from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
 from dataset import TrainingBatches, UserError
 from model.checkpoint import load
 from model.metrics import bootstrap_interval
@@ -24,7 +24,7 @@ from model.metrics import bootstrap_interval
 def test_log_checkpoint_and_printed_figures_agree(trained):
     setting, folder, out = trained
     header, epochs, result = read_log(folder, setting)
-    assert header["setting"] == setting and header["options"]["seed"] == 123 and header["device"] == "cpu"
+    assert header["setting"] == setting and header["options"]["seed"] == 123 and header["device"] == DEVICE
     assert header["data"]["train"] == (24 if setting == "fully" else 29) and header["data"]["map_size"] == [3, 3]
     assert [epoch["epoch"] for epoch in epochs] == list(range(8))
     # Checks at 2, 4, 6; the last epoch, 7, is scored too, but does not take part in the choice.
