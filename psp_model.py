@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 EPSILON = 1e-8              # avoids division by zero
-CACHED_VALUES = 2 ** 21     # values of H_v that a CPU computes at once, so that they stay in its cache
+CACHED_VALUES = 2 ** 21     # elements of H_v per chunk on a CPU; fits its cache
 
 
 class AudioGuidedVisualAttention(nn.Module):
@@ -46,7 +46,7 @@ class AudioGuidedVisualAttention(nn.Module):
         H_v = F.relu(self.U_v(visual.flatten(0, 2)), inplace=True)          # [B T R, hidden]
         H_a = F.relu(self.U_a(audio))                                       # [B, T, hidden]
         from_visual = self.W_v(H_v).unflatten(0, visual.shape[:3])          # [B, T, R, R]
-        # As released: entry r of W_g H_a is added to the whole row of region r.
+        # As in the released code: entry r of W_g H_a is added to the whole row of region r.
         context = from_visual + self.W_g(H_a).unsqueeze(-1)                 # [B, T, R, R] + [B, T, R, 1]
         z = self.w_h(torch.tanh(context)).squeeze(-1)                       # [B, T, R]
         alpha = F.softmax(z, dim=-1)                                        # [B, T, R]
@@ -54,7 +54,7 @@ class AudioGuidedVisualAttention(nn.Module):
         return attended, alpha
 
     def forward(self, audio, visual):
-        """As `attend`; on a CPU a few videos at a time, since H_v of a whole batch does not fit into its cache."""
+        """Same as `attend`; on a CPU in chunks of videos, since H_v of a whole batch does not fit its cache."""
         if visual.device.type != "cpu":
             return self.attend(audio, visual)
         videos = max(1, CACHED_VALUES // (visual[0, ..., 0].numel() * self.U_v.out_features))
@@ -103,7 +103,7 @@ class PositiveSamplePropagation(nn.Module):
         self.layer_norm = nn.LayerNorm(dim, eps=1e-6)                       # one for both modalities
 
     def prune(self, beta):
-        """beta [B, T, T] -> gamma [B, T, T]: similarities not above the threshold become 0."""
+        """beta [B, T, T] -> gamma [B, T, T]: similarities <= threshold become 0."""
         gamma = beta * (beta > self.threshold)
         return rows_sum_to_one(gamma) if self.renormalise else gamma
 
@@ -112,7 +112,7 @@ class PositiveSamplePropagation(nn.Module):
         v1, v2 = self.visual_value(visual), self.visual_query(visual)       # [B, T, d]
         a1, a2 = self.audio_key(audio), self.audio_value(audio)             # [B, T, d]
 
-        # The paper divides by sqrt(d); the division by the rows' sums cancels it, but for EPSILON.
+        # The paper divides by sqrt(d); the division by the rows' sums cancels it up to EPSILON.
         beta = F.relu(v2 @ a1.transpose(1, 2) / visual.shape[-1] ** 0.5)                        # [B, T, T]
         beta_va, beta_av = rows_sum_to_one(beta), rows_sum_to_one(beta.transpose(1, 2))
 
@@ -152,6 +152,8 @@ class Output(NamedTuple):
 FULLY_SUPERVISED = dict(input_layers=True, renormalise=True, output_layers=True, weighting=False)
 WEAKLY_SUPERVISED = dict(input_layers=False, renormalise=False, output_layers=False, weighting=True)
 PAPER_THRESHOLD = {"fully": 0.099, "weakly": 0.095}
+PUBLISHED = {"fully": {**FULLY_SUPERVISED, "threshold": PAPER_THRESHOLD["fully"]},
+             "weakly": {**WEAKLY_SUPERVISED, "threshold": PAPER_THRESHOLD["weakly"]}}
 
 ATTENTIONS = ("audio-guided", "mean")          # choices of PSPNetwork's arguments of these names, the paper's first
 MODALITIES = ("both", "audio", "visual")
@@ -180,7 +182,7 @@ class PSPNetwork(nn.Module):
         dim = 2 * lstm_dim        # d
         num_regions = map_size[0] * map_size[1]
 
-        def input_map(width):     # no nonlinearity between the two, as released
+        def input_map(width):     # as in the released code, no nonlinearity between the two
             return nn.Sequential(nn.Linear(width, 256, bias=False), nn.Linear(256, lstm_dim, bias=False))
 
         mapped_audio_dim = lstm_dim if input_layers else audio_dim
@@ -225,7 +227,7 @@ class PSPNetwork(nn.Module):
 
 
 class MeanOverRegions(nn.Module):
-    """Takes the place of AVGA: all regions have the same weight."""
+    """Replaces AVGA: all regions have the same weight."""
 
     def forward(self, audio, visual):
         """audio [B, T, Da], visual [B, T, R, Dv] -> mean [B, T, Dv], weights [B, T, R]."""
@@ -233,7 +235,7 @@ class MeanOverRegions(nn.Module):
 
 
 class Zeros(nn.Module):
-    """Takes the place of the input map of a modality that is left out."""
+    """Replaces the input map of a modality that is left out."""
 
     def __init__(self, width):
         super().__init__()

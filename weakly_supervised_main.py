@@ -3,86 +3,91 @@
     python weakly_supervised_main.py --model_name PSP --threshold=0.095 --train
     python weakly_supervised_main.py --model_name PSP --trained_model_path ./model/PSP_weakly.pt
 """
+import os
+
 import torch
 
-import utils
-from dataset import FEATURES, TrainingBatches, shuffled
+from dataset import FEATURES, TrainingBatches, network_inputs, shuffled
 from model.checkpoint import save_checkpoint
-from model.released_training import draw_released_weights, fixed_batches
+from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs
+from model.options import chosen_args, data_sizes, parse_options, psp_options, read_data, run_header
 from model.run import Run
-from psp_model import PSPNetwork, weakly_supervised_loss
+from psp_model import WEAKLY_SUPERVISED, PSPNetwork, weakly_supervised_loss
+from utils import one_line_errors, set_seed, set_up_device, wrap_for_training
 
 
 def options():
-    parser = utils.psp_options(__doc__, "weakly")
-    parser.ablations.add_argument("--weak_labels", choices=["share", "tag"], default="share",
-                                  help="training target: the share of event and background in each video "
-                                       "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
-    parser.ablations.add_argument("--background_videos", choices=["on", "off"], default="on",
-                                  help="also train on the background videos (default: %(default)s)")
-    return utils.parse_options(parser)
+    parser = psp_options(__doc__, "weakly", threshold=0.095)
+    parser.loss.add_argument("--weak_labels", choices=["share", "tag"], default="share",
+                             help="training target: the share of event and background in each video "
+                                  "(prob_label.h5), or only its category (mil_labels.h5) (default: %(default)s)")
+    parser.loss.add_argument("--background_videos", choices=["on", "off"], default="on",
+                             help="also train on the background videos (default: %(default)s)")
+    parser.set_defaults(nb_epoch=300, batch_size=128, lr=1e-3)
+    return parser
 
 
-def train(args, data, device):
-    """Trains on data["train"] and keeps the checkpoint of the best check on validation; returns the run's results."""
-    utils.set_seed(args.seed)
-    rank, world_size = utils.rank_and_world_size()
-    quirks = args.released_quirks
+def train(args, data, device, order=shuffled, initialise=None):
+    """Trains on data["train"] and keeps the checkpoint of the best check on validation; returns the run's results.
 
-    order = fixed_batches if "fixed_batches" in quirks else shuffled
+    order: of the videos, see `TrainingBatches`. initialise: called with the network, to change its initial weights.
+    """
+    set_seed(args.seed)
     target = {"share": "label_share", "tag": "video_label"}[args.weak_labels]
-    videos = data["train"].only(*FEATURES, target)
-    batches = TrainingBatches(videos, args.batch_size, args.seed, device, order, rank, world_size)
+    batches = TrainingBatches(data["train"].only(*FEATURES, target), args.batch_size, args.seed, device, order)
 
-    arguments = utils.network_arguments(args, "weakly", data["train"].sizes)
-    network = PSPNetwork(**arguments)
-    if "initial_weights" in quirks:
-        draw_released_weights(network, "weakly", args.seed)
+    network_args = {**data_sizes(data["train"].sizes), **WEAKLY_SUPERVISED, **chosen_args(args)}
+    network = PSPNetwork(**network_args)
+    if initialise is not None:
+        initialise(network)
     network.to(device)
-    model = utils.prepare(network, args.precision)      # the network in its precision (and for several processes)
+    model = wrap_for_training(network, args.precision)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[80, 160], gamma=0.8)
 
-    header = utils.run_header(args, "weakly", arguments, data, device)
-    with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
+    header = run_header(args, network_args, data, device, __file__)
+    with Run(args, header, network, optimizer, schedule, batches.steps) as run:
         for epoch in range(run.start, args.nb_epoch):               # from 0, or where --resume continues
             model.train()
             for batch in batches.epoch(epoch):
-                output = model(batch["audio"], batch["visual"])
+                output = model(*network_inputs(batch))
                 loss = weakly_supervised_loss(output, batch[target])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.add(loss)
-            record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
+            record = run.end_steps(epoch)
             schedule.step()
 
-            check = epoch > 0 and epoch % args.check_epoch == 0     # as released, epoch 0 is not a check
-            if (check or epoch == args.nb_epoch - 1) and rank == 0:
-                val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
-                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
-                score = val.accuracy                                # chooses the checkpoint
-                if check or run.checks == 0:                        # else the last epoch is only reported
-                    run.add_check(record, test)
-                    if score > run.best_score:
-                        run.set_best(score, record, test)
+            check = epoch > 0 and epoch % args.check_epoch == 0     # as in the released code, no check at epoch 0
+            if (check or epoch == args.nb_epoch - 1) and run.writes:
+                val, test = (predict(model, data[split], args.batch_size) for split in ("val", "test"))
+                score = val.accuracy                                # chooses the checkpoint; None: never better
+                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "kept_pairs": test.kept_pairs,
+                           "score": None if score is None else float(score)}
+                if check or run.checks == 0:                        # otherwise the last epoch is only reported
+                    best = run.best_score
+                    if best is None or (score is not None and score > best):
                         save_checkpoint(run.checkpoint_path, network, header, record)
+                        run.set_best(record, test)
+                    run.note_check(record, test)
             run.end_epoch(record)
         return run.report()
 
 
-def main():
-    args = options()
+def main(args=None, train=train):
+    args = args or parse_options(options())
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, "weakly", PSPNetwork)
+        evaluate_checkpoint(args, PSPNetwork, __file__)
         return
-    device = utils.set_up_device(args.device, args.precision)
-    data = utils.read_data(args, "weakly", ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, "weakly")]
-    utils.report_runs(args, "weakly", results, data["test"])
+    device = set_up_device(args.device, args.precision)
+    data = read_data(args, ["train", "val", "test"], device)
+    results = [train(seed_args, data, device) for seed_args in each_seed(args)]
+    report_runs(args, results, data["test"])
 
 
 if __name__ == "__main__":
-    with utils.one_line_errors():
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")              # huge pages: a fresh batch costs a fifth
+    with one_line_errors():
         main()

@@ -3,23 +3,30 @@
     python data/check.py --data_dir data
 
 Prints a table of the files, the videos of each category and split, what is worth knowing, and what is wrong and how to
-mend it. The exit code is 0 only if the folder can be trained on (--setting fully: fully supervised only) or, if it has
-features only, labelled. The files are read in blocks: memory stays small.
+fix it. The exit code is 0 only if the folder can be trained on (--setting fully: fully supervised only) or, if it has
+features only, labelled. The files are read in blocks: memory stays small. Options for single files (--dir_video, ...)
+mean what they mean in the training script; with --setting both, in the weakly supervised one.
 """
+import argparse
+import re
 import sys
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.prepare_labels import segment_labels  # noqa: E402
-from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, UserError, background_note,  # noqa: E402
-                     blocks_of, check_weak_shapes, class_names, feature_attribute, find_file, has_labels, layout_note,
-                     names_and_ids, open_file, progress_bar, read_annotations, read_label_share, read_one_hot,
-                     read_order, read_rows, read_sizes, required_files, unknown_categories)
-from utils import OptionParser, one_line_errors  # noqa: E402
+from data.advice import background_first, channels_first, file_advice, shape_advice  # noqa: E402
+from data.hdf5 import row_blocks  # noqa: E402
+from data.prepare_labels import segment_labels, unknown_categories  # noqa: E402
+from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, check_weak_shapes, feature_attribute,  # noqa: E402
+                     find_file, has_labels, open_file, read_label_share, read_one_hot, read_order, read_rows,
+                     read_sizes, required_files)
+from model.class_names import class_names, names_and_ids, read_annotations  # noqa: E402
+from model.options import FILE_OPTIONS, add_data_options  # noqa: E402
+from utils import OptionParser, UserError, one_line_errors, progress_bar  # noqa: E402
 
 # Of real features: the sounds of the 178 background videos of AVE, and the picture of one clip.
 REAL_ZEROS = {"audio": 0.653, "visual": 0.663}      # share of the values
@@ -29,22 +36,29 @@ OTHER_ROWS = 0.2      # share of videos with other labels than annotated, above 
 
 
 class Audit:
-    """Collects problems, each of which keeps the folder from being trained on, and notes, which do not."""
+    """Collects problems, each of which keeps the folder from being trained on, and notes, which do not.
+
+    Each is a text, which further lines of advice may follow.
+    """
 
     def __init__(self):
         self.problems, self.notes = [], []
 
-    def note(self, text):
-        if text:
-            self.notes.append(text)
+    def problem(self, text, *advice):
+        lines = re.sub(r"[;,] 'python data/check\.py .*' says more", "", str(text)), *advice
+        if lines not in self.problems:
+            self.problems.append(lines)
 
-    def attempt(self, function, *arguments):
-        """The function's value; None if it raises UserError, which is a problem."""
+    def note(self, *lines):
+        if lines:
+            self.notes.append(lines)
+
+    def attempt(self, function, *arguments, advise=lambda: ()):
+        """The function's value; None if it raises UserError, which is a problem, with the lines of advise()."""
         try:
             return function(*arguments)
         except UserError as error:
-            if str(error) not in self.problems:
-                self.problems.append(str(error))
+            self.problem(error, *advise())
             return None
 
 
@@ -59,7 +73,7 @@ def scan(audit, path, name):
         low, high, zeros, odd, total, squares, zero_rows = np.inf, -np.inf, 0, 0, 0, 0, []
         with progress_bar(total=len(dataset), desc=path.name, unit="row", leave=False, delay=1) as bar, \
                 np.errstate(over="ignore", invalid="ignore"):
-            for rows in blocks_of(dataset):
+            for rows in row_blocks(dataset):
                 block = read_rows(path, dataset, rows).astype(np.float32, copy=False)
                 low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
                 zeros += (block == 0).sum()
@@ -73,16 +87,16 @@ def scan(audit, path, name):
                "layout": dataset.compression or (f"chunked {dataset.chunks}" if dataset.chunks else "contiguous"),
                "range": f"{low:.4g} .. {high:.4g}", "zeros": f"{100 * zeros:.1f} %", "not finite": str(odd)}
     if odd:
-        audit.problems.append(f"{path}: {odd} values are NaN or infinite; extract or download it again")
+        audit.problem(f"{path}: {odd} values are NaN or infinite; extract or download it again")
     elif name in REAL_ZEROS:      # notes what does not look like features of AVE
         if low < 0:
             audit.note(f"{path}: has negative values; the published features end in a ReLU and have none")
         elif zeros < REAL_ZEROS[name] / OTHER_KIND:
             audit.note(f"{path}: only {100 * zeros:.1f} % of its values are zeros; of published features about "
-                               f"{100 * REAL_ZEROS[name]:.0f} % are")
+                       f"{100 * REAL_ZEROS[name]:.0f} % are")
         if not 1 / OTHER_KIND < spread / REAL_SPREAD[name] < OTHER_KIND:
             audit.note(f"{path}: its standard deviation is {spread / REAL_SPREAD[name]:.3g} times that of "
-                               "published features; is it scaled, or from a different network?")
+                       "published features; is it scaled, or from a different network?")
     return row, np.concatenate(zero_rows)
 
 
@@ -93,18 +107,19 @@ def print_table(rows):
         print("  ".join(f"{row.get(column, '-'):{widths[column]}}" for column in columns).rstrip())
 
 
-def scan_files(audit, data_dir, names):
+def scan_files(audit, data_dir, names, given):
     """({name: path}, {name: rows that are all zero}) of the files that can be read; prints the table."""
     files, zero_rows, table = {}, {}, []
     for name in names:
-        path = None
+        places = [given[name]] if given.get(name) else [data_dir / file_name for file_name in AVE_FILES[name].names]
+        row = {"file": places[0].name, "shape": "MISSING"}
         try:
-            path = find_file(data_dir, name)
-            row, zero_rows[name] = scan(audit, path, name)
-            files[name] = path
+            places = [find_file(data_dir, name, given.get(name))]
+            row["shape"] = "unusable"
+            row, zero_rows[name] = scan(audit, places[0], name)
+            files[name] = places[0]
         except UserError as error:
-            row = {"file": AVE_FILES[name].names[0], "shape": "MISSING" if path is None else "unusable"}
-            audit.problems.append(str(error))
+            audit.problem(error, *filter(None, (file_advice(path, name) for path in places)))
         table.append(row)
     print_table(table)
     return files, zero_rows
@@ -115,7 +130,7 @@ def check_labels(audit, files, sizes, weak):
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return None
-    audit.note(background_note(labels, sizes))
+    audit.note(*background_first(files, labels, sizes))
     labels, background = labels.numpy(), sizes.background
     empty = np.flatnonzero((labels == background).all(axis=1))
     if len(empty):
@@ -125,7 +140,7 @@ def check_labels(audit, files, sizes, weak):
 
     def must_agree(name, wrong, what):
         if wrong.any():
-            audit.problems.append(f"{files[name]}: {wrong.sum()} videos have another {what} than in {files['labels']} "
+            audit.problem(f"{files[name]}: {wrong.sum()} videos have another {what} than in {files['labels']} "
                                   f"(first in row {wrong.argmax()}); build both with data/prepare_labels.py")
 
     share = audit.attempt(read_label_share, files)
@@ -138,7 +153,7 @@ def check_labels(audit, files, sizes, weak):
         must_agree("video_labels", other.any(axis=1), "category")
     noisy = audit.attempt(read_one_hot, files, "labels_bg")
     if noisy is not None and (noisy != background).any():
-        audit.problems.append(f"{files['labels_bg']}: has videos that are not background; "
+        audit.problem(f"{files['labels_bg']}: has videos that are not background; "
                               "build it with data/prepare_labels.py")
     return labels
 
@@ -156,7 +171,7 @@ def compare_with_annotations(audit, path, labels, sizes, annotations):
     text = (f"{path}: {wrong.sum()} of {len(wrong)} videos have other labels than annotated (first in row "
             f"{wrong.argmax()})")
     if wrong.mean() > OTHER_ROWS:
-        audit.problems.append(f"{text}: the rows do not belong together, or the classes have another order; get the "
+        audit.problem(f"{text}: the rows do not belong together, or the classes have another order; get the "
                               "right annotations, or build the labels with data/prepare_labels.py")
     elif wrong.any():
         audit.note(f"{text}; keep a published file: how it was made from the annotations is not known")
@@ -170,7 +185,7 @@ def check_orders(audit, files, num_rows):
     for split, other in combinations(orders, 2):
         shared = set(orders[split]) & set(orders[other])
         if shared:
-            audit.problems.append(f"{files[f'order_{split}']}: shares {len(shared)} rows with the {other} split "
+            audit.problem(f"{files[f'order_{split}']}: shares {len(shared)} rows with the {other} split "
                                   f"(first {min(shared)}); get the order files again")
     unused = num_rows - len(set().union(*orders.values()))
     if len(orders) == len(SPLITS) and unused:
@@ -184,7 +199,7 @@ def check_videos(audit, files, zero_rows, orders):
         without = {*zero_rows, *feature_attribute(files, "rows_without_video")} & set(rows)
         text = f"{files['visual']}: {len(without)} of {len(rows)} videos of {split} have no features"
         if len(without) == len(rows):
-            audit.problems.append(f"{text}; extract them again from a folder with the video files")
+            audit.problem(f"{text}; extract them again from a folder with the video files")
         elif without:
             audit.note(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
 
@@ -216,24 +231,28 @@ def print_splits(labels, orders, names):
           for name, held in shares.items())])
 
 
-def check_folder(audit, args, labelled):
-    """Prints the tables of the folder, and collects its problems and notes."""
+def check_folder(audit, args, given, labelled):
+    """Prints the tables of the folder, and collects its problems and notes; given: {name: path} of single files."""
     names = required_files(SPLITS, weak_training=args.setting == "both") if labelled else required_files([None])
-    files, zero_rows = scan_files(audit, args.data_dir, names)
+    files, zero_rows = scan_files(audit, args.data_dir, names, given)
     path = args.annotations or args.data_dir / "Annotations.txt"
     annotations = audit.attempt(read_annotations, path) if args.annotations or path.is_file() else None
-    audit.notes += unknown_categories(annotations or [])
-    sizes = audit.attempt(read_sizes, files) if {*FEATURES, *["labels"] * labelled} <= files.keys() else None
+    for text in unknown_categories(annotations or []):
+        audit.note(text)
+    advise = partial(shape_advice, files)
+    whole = {*FEATURES, *["labels"] * labelled} <= files.keys()
+    sizes = audit.attempt(read_sizes, files, advise=advise) if whole else None
     if sizes is None:
         return
     if feature_attribute(files, "random_weights").any():
         audit.note(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
-    audit.note(layout_note(sizes))
+    audit.note(*channels_first(files, sizes))
     orders = {"the folder": range(sizes.num_rows)}
     if labelled:
         names, ids = audit.attempt(names_and_ids, args.data_dir, args.annotations, sizes) or (None, None)
         weak = args.setting == "both" and set(required_files([], weak_training=True)) <= files.keys()
-        labels = check_labels(audit, files, sizes, weak and audit.attempt(check_weak_shapes, files, sizes) is not None)
+        weak = weak and audit.attempt(check_weak_shapes, files, sizes, advise=advise) is not None
+        labels = check_labels(audit, files, sizes, weak)
         orders = check_orders(audit, files, sizes.num_rows)
         if ids:
             note_repeated_ids(audit, ids, orders)
@@ -244,22 +263,28 @@ def check_folder(audit, args, labelled):
     check_videos(audit, files, zero_rows["visual"].tolist(), orders)
 
 
-def main():
+def options():
+    """(the options, {name in `dataset.AVE_FILES`: path or None} of those that name a file)."""
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)      # the setting decides on the other options
+    before.add_argument("--setting", nargs="?")
+    setting = "fully" if before.parse_known_args()[0].setting == "fully" else "weakly"
     parser = OptionParser(__doc__)
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE",
-                        help="(default: DATA_DIR/Annotations.txt, if it exists)")
     parser.add_argument("--setting", choices=["both", "fully"], default="both",
                         help="what the folder is to be trained on (default: %(default)s)")
+    add_data_options(parser, setting)
     args = parser.parse_args()
+    return args, {name: getattr(args, option) for option, name in FILE_OPTIONS[setting].items()}
 
+
+def main():
+    args, given = options()
     audit = Audit()
-    has_features = any((args.data_dir / AVE_FILES[name].names[0]).is_file() for name in FEATURES)
-    labelled = has_labels(args.data_dir) or not has_features      # of an empty folder, all files are asked for
-    check_folder(audit, args, labelled)
-    for title, lines in (("Worth knowing:", audit.notes), ("Wrong:", audit.problems)):
-        if lines:
-            print("\n" + title, *(f"  - {line}" for line in lines), sep="\n")
+    has_features = any(given[name] or (args.data_dir / AVE_FILES[name].names[0]).is_file() for name in FEATURES)
+    labelled = has_labels(args.data_dir, given) or not has_features      # of an empty folder, all files are asked for
+    check_folder(audit, args, given, labelled)
+    for title, found in (("Worth knowing:", audit.notes), ("Wrong:", audit.problems)):
+        if found:
+            print("\n" + title, *("  - " + "\n    ".join(lines) for lines in found), sep="\n")
     what = "trained on (fully and weakly supervised)" if args.setting == "both" else "trained on (fully supervised)"
     if not labelled:
         what = "labelled by a trained network (it has features only: no label or order files)"

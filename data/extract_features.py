@@ -12,7 +12,7 @@ Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of e
 used of a clip that is longer or shorter than --segments seconds.
 
 OUTPUT_DIR/by_video keeps the features of each video (2 MB a video). So the same command continues a run that was
-stopped, and with --overwrite it adds videos that were mended or are new. Delete the folder if you need neither.
+stopped, and with --overwrite it adds videos that were fixed or are new. Delete the folder if you need neither.
 """
 import io
 import sys
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.hdf5 import new_h5  # noqa: E402
 from data.video import (FRAMES_OF_A_SEGMENT, VideoError, log_mel_patches, natural_order, read_clip,  # noqa: E402
                         require_packages)
-from dataset import UserError, new_h5, one_line, progress_bar, read_annotations  # noqa: E402
+from model.class_names import read_annotations  # noqa: E402
 from model.feature_networks import VGG19_WEIGHTS, VGGISH_WEIGHTS, load_networks, random_networks  # noqa: E402
-from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite,  # noqa: E402
-                   set_up_device, write_atomically)
+from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_line, one_line_errors,  # noqa: E402
+                   progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
 
 SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
                .split())
@@ -65,7 +66,7 @@ def find_videos(place, annotations=None):
     return [Video(annotation.video_id, by_id.get(annotation.video_id)) for annotation in annotations]
 
 
-def read_ahead(paths, segments, pad):
+def read_clips(paths, segments, pad):
     """Yields each path and the Future of its Clip, in their order; threads read the next ones meanwhile."""
     with ThreadPoolExecutor(READERS) as readers:
         coming = deque()
@@ -103,7 +104,7 @@ def kept_file(args, path):
     return args.output_dir / "by_video" / f"{path.name}.npz"
 
 
-def settings_of(args, path):
+def extraction_settings(args, path):
     """What the features of a video file depend on."""
     flags = "".join(f" --{name}" for name in ("pad", "random_weights") if getattr(args, name))
     return f"--segments {args.segments} --dtype {args.dtype}{flags} of a file of {path.stat().st_size} bytes"
@@ -114,7 +115,7 @@ def is_kept(args, path):
 
     Raises UserError if they were made with other settings, unless --overwrite allows to replace them.
     """
-    kept, settings = kept_file(args, path), settings_of(args, path)
+    kept, settings = kept_file(args, path), extraction_settings(args, path)
     if not kept.exists():
         return False
     before = str(read_kept(kept, "settings"))
@@ -137,14 +138,14 @@ def read_kept(kept, name):
 
 def extract(args, paths, device):
     """Makes the kept file of each video file; returns {path: VideoError} of those that cannot be used."""
-    settings = {path: settings_of(args, path) for path in paths if not is_kept(args, path)}
+    settings = {path: extraction_settings(args, path) for path in paths if not is_kept(args, path)}
     networks = random_networks() if args.random_weights else load_networks(args.vgg19_weights, args.vggish_weights)
     vgg19, vggish = [network.to(device).eval() for network in networks]
     torch.backends.cudnn.deterministic = True      # a continued run must end in the same bits
     (args.output_dir / "by_video").mkdir(parents=True, exist_ok=True)
     failed, frames = {}, args.segments * FRAMES_OF_A_SEGMENT
     with progress_bar(total=len(settings) * frames, desc="extracting", unit="frame") as bar:
-        for path, future in read_ahead(settings, args.segments, args.pad):
+        for path, future in read_clips(settings, args.segments, args.pad):
             try:
                 clip = future.result()
             except VideoError as error:

@@ -6,13 +6,16 @@ Line i of the annotations is row i of every file. An event counts in the segment
 background, the last label.
 """
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import UserError, class_names, read_annotations, unknown_categories, write_h5  # noqa: E402
-from utils import OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite  # noqa: E402
+from data.hdf5 import write_h5  # noqa: E402
+from model.class_names import AVE_CLASSES, class_names, read_annotations  # noqa: E402
+from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_line_errors,  # noqa: E402
+                   refuse_to_overwrite)
 
 
 def segment_labels(annotations, segments=10):
@@ -42,6 +45,17 @@ def label_files(annotations, segments=10, background_videos=178):
         "mil_labels.h5": category,
         "labels_noisy.h5": background,
     }
+
+
+def unknown_categories(annotations):
+    """A note on each category that is not AVE's, if most of them are."""
+    count = Counter(annotation.category for annotation in annotations)
+    first_line = {annotation.category: annotation.line for annotation in reversed(annotations)}
+    unknown = [name for name in count if name not in AVE_CLASSES]
+    if 2 * len(unknown) >= len(count):
+        return []
+    return [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); "
+            "a misspelt name makes a class of its own" for name in unknown]
 
 
 def main():

@@ -32,11 +32,12 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.hdf5 import new_h5, write_h5  # noqa: E402
 from data.prepare_labels import label_files  # noqa: E402
-from dataset import (AVE_CLASSES, AVE_FILES, SPLITS, Annotation, find_files, new_h5, progress_bar,  # noqa: E402
-                     read_annotations, read_order, write_h5)
-from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, refuse_to_overwrite,  # noqa: E402
-                   write_atomically)
+from dataset import AVE_FILES, SPLITS, find_files, read_order  # noqa: E402
+from model.class_names import AVE_CLASSES, Annotation, read_annotations  # noqa: E402
+from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, progress_bar,  # noqa: E402
+                   refuse_to_overwrite, write_atomically)
 
 # As in AVE, the event fills this share of the videos. In the others it lasts 1 .. T-1 segments, uniformly.
 SHARE_OF_FULL_VIDEOS = 0.664
@@ -94,7 +95,7 @@ def correlating(number, neighbours):
     return np.linalg.cholesky(neighbours ** distance).astype(np.float32)
 
 
-class Plot(NamedTuple):
+class Scenario(NamedTuple):
     """What happens in the T segments of a video."""
     source: int                # category of the main source
     other: int                 # category of the second source; -1: there is none
@@ -129,20 +130,21 @@ class World:
         video. Each (kind, row) draws from a generator of its own, so a video does not depend on those before it.
         """
         generator = np.random.default_rng([self.seed, kind, row])
-        plot = self._event_plot(generator, category, event) if kind == 1 else self._background_plot(generator)
+        scenario = (self._event_scenario(generator, category, event) if kind == 1 else
+                    self._background_scenario(generator))
         cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
         for t, (top, left) in enumerate(self._drift(generator)):
-            cells[t, top:top + self.look_size, left:left + self.look_size] = plot.seen[t]
-        return self._render_audio(generator, plot), self._render_visual(generator, plot, cells), cells
+            cells[t, top:top + self.look_size, left:left + self.look_size] = scenario.seen[t]
+        return self._render_audio(generator, scenario), self._render_visual(generator, scenario, cells), cells
 
-    def _event_plot(self, generator, category, event):
-        kind_of_background = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
-        return Plot(*self._two_sources(generator, category), sounds=event | (kind_of_background == 0),
-                    seen=event | (kind_of_background == 1))
+    def _event_scenario(self, generator, category, event):
+        background_kind = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
+        return Scenario(*self._two_sources(generator, category), sounds=event | (background_kind == 0),
+                    seen=event | (background_kind == 1))
 
-    def _background_plot(self, generator):
+    def _background_scenario(self, generator):
         sources = self._two_sources(generator, generator.integers(self.categories))
-        return Plot(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
+        return Scenario(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
 
     def _two_sources(self, generator, category):
         """The main source, of this category, and a second source from another family."""
@@ -160,19 +162,21 @@ class World:
         kept = generator.random(pattern.shape) > MISSING_IN_A_VARIANT
         return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
 
-    def _render_audio(self, generator, plot):
+    def _render_audio(self, generator, scenario):
         audio = self.audio_clutter.draw(generator)[:, 0]
         drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
-        for source, hum_heard, sound_heard in ((plot.source, plot.sounds, plot.sounds & ~drowned),
-                                               (plot.other, ~plot.sounds | drowned, ~plot.sounds | drowned)):
+        clear, over_it = scenario.sounds & ~drowned, ~scenario.sounds | drowned
+        for source, hum_heard, sound_heard in ((scenario.source, scenario.sounds, clear),
+                                               (scenario.other, over_it, over_it)):
             if source >= 0:
                 audio += sound_heard[:, None] * self._variant(generator, self.sounds[source])
                 audio += hum_heard[:, None] * self._variant(generator, self.hums[source % FAMILIES])
         return AUDIO.feature(audio)
 
-    def _render_visual(self, generator, plot, cells):
+    def _render_visual(self, generator, scenario, cells):
         visual = self.visual_clutter.draw(generator).reshape(*cells.shape, -1)
-        visual[cells] += self._variant(generator, self.looks[plot.source] + self.family_looks[plot.source % FAMILIES])
+        look = self.looks[scenario.source] + self.family_looks[scenario.source % FAMILIES]
+        visual[cells] += self._variant(generator, look)
         return VISUAL.feature(visual)
 
 
@@ -195,9 +199,9 @@ def own_orders(generator, sizes):
     return {split: np.sort(part) for split, part in zip(SPLITS, parts)}
 
 
-def read_orders(folder, annotations_path, videos):
+def read_orders(folder, videos):
     """{split: rows} of published order files; UserError if one does not fit the annotations."""
-    files = {**find_files(folder, [f"order_{split}" for split in SPLITS]), "labels": annotations_path}
+    files = find_files(folder, [f"order_{split}" for split in SPLITS])
     return {split: read_order(files, f"order_{split}", videos).numpy() for split in SPLITS}
 
 
@@ -259,7 +263,7 @@ def main():
 
     if args.annotations:
         annotations = read_annotations(args.annotations)
-        orders = read_orders(args.orders, args.annotations, len(annotations))
+        orders = read_orders(args.orders, len(annotations))
     else:
         generator = np.random.default_rng([args.seed, 3])
         sizes = [args.train, args.val, args.test]
@@ -284,8 +288,8 @@ def main():
     write_features(args.output_dir, "_noisy", args.background, lambda row: world.video(2, row), shape, args.dtype,
                    with_cells=False)
 
-    of_splits = ", ".join(f"{split} {len(rows)}" for split, rows in orders.items())
-    print(f"{args.output_dir}: {len(annotations)} videos ({of_splits}) and {args.background} background videos; "
+    split_sizes = ", ".join(f"{split} {len(rows)}" for split, rows in orders.items())
+    print(f"{args.output_dir}: {len(annotations)} videos ({split_sizes}) and {args.background} background videos; "
           f"{100 * event.mean():.1f} % event segments, "
           f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")
 

@@ -5,7 +5,7 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 - A clip of N seconds, give or take half a second, is used as a whole: the frames are spread over all that were
   decoded, not over the number that the container promises. Of a longer clip the first N seconds are used.
 - A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
-- Damaged parts are passed over, as a player does.
+- Damaged parts are skipped, as a player does.
 - Frames and sound both count from their own beginning. A note tells if one begins later than the file.
 """
 import re
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset import UserError, one_line
+from utils import UserError, one_line
 
 try:
     import av
@@ -228,7 +228,7 @@ def _reading():
 
 
 def _frames(container, stream, damaged):
-    """Frames as they are decoded. What cannot be decoded is passed over, and its error is put into `damaged`."""
+    """Frames as they are decoded. What cannot be decoded is skipped, and its error is put into `damaged`."""
     packets = container.demux(stream)
     packet = True
     while packet is not None:
@@ -251,7 +251,7 @@ def _notes(container, what, damaged, start):
     """Notes on damaged parts, and on a picture or a sound whose first frame, at `start` seconds, comes late."""
     notes = []
     if damaged:
-        notes.append(f"{len(damaged)} damaged part{'s' * (len(damaged) > 1)} of the {what} passed over")
+        notes.append(f"{len(damaged)} damaged part{'s' * (len(damaged) > 1)} of the {what} skipped")
     if None not in (start, container.start_time):
         late = start - container.start_time / av.time_base
         if late > LATE:

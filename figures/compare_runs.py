@@ -13,12 +13,13 @@ from drawing import PANELS, STYLES, draw_logs
 from run_results import accuracies, difference, estimate, format_estimate, gain, read_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from model import avel  # noqa: E402
+from model.options import group_options  # noqa: E402
+from model.released_training import MAINS  # noqa: E402
 from utils import OptionParser, one_line_errors  # noqa: E402
 
-OF_LOSS = ("LAMBDA", "weak_labels", "background_videos")      # options that change the loss
 
-
-def print_table(names, results):
+def print_comparison(names, results):
     """Accuracies at the best validation epoch, difference to the first folder, and gain late in training."""
     print("| | validation | test | difference | gain |")
     print("|---" * 5 + "|")
@@ -28,6 +29,15 @@ def print_table(names, results):
         cells[2] += " ({low:.1f} to {high:.1f})".format(**estimate(accuracies(result)))
         cells.append(format_estimate(None if result is results[0] else difference(result, results[0])))
         print("| " + " | ".join([*cells, format_estimate(gain(result))]) + " |")
+
+
+def loss_options(result):
+    """What the training loss depends on: name of the result, stale targets, and the options that change the loss."""
+    model_name, setting = result["name"].rsplit("_", 1)
+    options, parser = result["options"], (avel if model_name == "AVEL" else MAINS[setting]).options()
+    quirks = options.get("quirks") or options.get("released_quirks") or []      # the second in earlier results
+    return [result["name"], "stale_avps" in quirks,
+            *(options.get(name, parser.get_default(name)) for name in group_options(parser.loss))]
 
 
 def main():
@@ -41,10 +51,9 @@ def main():
     if len(names) != len(args.folders) or len(names) > len(STYLES):
         parser.error(f"give at most {len(STYLES)} folders, and a name for each or none")
     results, logs = zip(*map(read_result, args.folders))
-    print_table(names, results)
+    print_comparison(names, results)
     panels = list(PANELS)
-    losses = [[result["name"], "stale_avps" in result["options"].get("released_quirks", []),
-               *map(result["options"].get, OF_LOSS)] for result in results]
+    losses = list(map(loss_options, results))
     if any(loss != losses[0] for loss in losses):
         print("training losses are not drawn: they are different ones")
         panels.remove("loss")

@@ -50,11 +50,11 @@ def draw_logs(names, logs, panels, path):
     figure, row = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 2.8), layout="constrained")
     for axes, value in zip(row, panels):
         logarithmic = value == "loss"
-        for name, of_seeds, (colour, style) in zip(names, logs, STYLES):
-            epochs, mean, low, high = common_curve([getattr(log, value) for log in of_seeds], logarithmic)
+        for name, seed_logs, (colour, style) in zip(names, logs, STYLES):
+            epochs, mean, low, high = common_curve([getattr(log, value) for log in seed_logs], logarithmic)
             axes.plot(epochs, mean, style, color=colour, label=name)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-            for log in of_seeds:
+            for log in seed_logs:
                 if value == "val" and log.kept is not None:
                     axes.plot(log.kept, log.val[log.kept], "o", color=colour, markersize=4, clip_on=False)
         axes.set(xlabel="epoch", ylabel=PANELS[value])
@@ -69,7 +69,7 @@ def draw_logs(names, logs, panels, path):
     figure.suptitle(f"{seeds}dots: checkpoints kept")
     if len(names) > 1:
         figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_sweep(path, label, paper, entries, data):
@@ -89,10 +89,10 @@ def draw_sweep(path, label, paper, entries, data):
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=label, ylabel="test accuracy, % (band: 95 % interval)", title=textwrap.fill(data, 60))
     axes.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure, path):
+def save_figure(figure, path):
     """Writes the picture as a PNG and prints its path."""
     figure.savefig(path, dpi=200, format="png")
     pyplot.close(figure)

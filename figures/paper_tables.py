@@ -7,7 +7,7 @@
 Each row is one command with --runs, on one thread, in its own folder under OUTPUT_DIR/rows. Repeat the command after a
 stop: rows with a result are skipped, unfinished ones are resumed. A failed row is reported while the others continue.
 Written to OUTPUT_DIR: results.json.gz (of all rows, down to the correct segments of each video) and, computed from it,
-tables.json, tables.md and <table>.png of the sweeps (needs matplotlib).
+tables.json, tables.md and <table>.png of the sweeps. Needs matplotlib.
 """
 import gzip
 import json
@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from dataset import UserError  # noqa: E402
-from run_results import entry_of, markdown, read_result  # noqa: E402
-from utils import OptionParser, bounded, one_line_errors, write_atomically  # noqa: E402
+from drawing import draw_sweep  # noqa: E402
+from run_results import markdown, read_result, table_entry  # noqa: E402
+from utils import OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
 
+REHEARSAL_REVISION = "f752341"      # of the stored results in figures/rehearsal, which do not name theirs
 PASSED_ON = ("nb_epoch", "check_epoch", "batch_size", "device", "precision")      # options of the rows' scripts
 
 
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     setting: str
     options: tuple = ()
     model: str = "PSP"
+    quirks: str = ""         # of the released code
     metric: str = "test"
     value: float = None      # of the option that the table sweeps
     curve: str = "PSP"       # of the sweep
@@ -43,18 +45,19 @@ class Row(NamedTuple):
     @property
     def name(self):
         """Of its folder and its stored result, such as fully_threshold_0p05; rows of the same training share it."""
-        parts = [self.setting, *([] if self.model == "PSP" else [self.model]), *self.options]
-        return "_".join([*parts, *(["once_more"] if self.seed_shift else [])]).replace("--", "").replace(".", "p")
+        parts = [self.setting, *([] if self.model == "PSP" else [self.model]),
+                 *(["released_quirks", self.quirks] if self.quirks else []), *self.options,
+                 *(["once_more"] if self.seed_shift else [])]
+        return "_".join(parts).replace("--", "").replace(".", "p")
 
 
-PSP = {setting: Row("PSP", setting) for setting in ("fully", "weakly")}
-STALE = Row("stale targets of L_avps", "fully", ("--released_quirks", "stale_avps"), value=100, curve="stale targets")
-FIXED = Row("fixed batches", "weakly", ("--released_quirks", "fixed_batches"))
+STALE = Row("stale targets of L_avps", "fully", quirks="stale_avps", value=100, curve="stale targets")
+FIXED = Row("fixed batches", "weakly", quirks="fixed_batches")
 
 
 def psp_twice(setting, value=None):
     """The row that all others are compared with, and the same with other seeds."""
-    return [PSP[setting]._replace(value=value), Row("PSP once more", setting, seed_shift=1000)]
+    return [Row("PSP", setting, value=value), Row("PSP once more", setting, seed_shift=1000)]
 
 
 def sweep(option, *values):
@@ -76,7 +79,7 @@ TABLES = {
         Row("threshold 0 (all pairs)", "fully", ("--threshold", "0"), value=0)]),
     "avps": ("Weight of L_avps, with its own and with stale targets", [
         *psp_twice("fully", value=100), *sweep("LAMBDA", 0, 1, 10, 1000), STALE,
-        *(row._replace(label=f"stale targets, {row.label}", options=STALE.options + row.options, curve=STALE.curve)
+        *(row._replace(label=f"stale targets, {row.label}", quirks=STALE.quirks, curve=STALE.curve)
           for row in sweep("LAMBDA", 1, 10, 1000))]),
     "weak": ("Weak supervision", [
         *psp_twice("weakly"),
@@ -97,32 +100,32 @@ TABLES = {
 SWEPT = {"threshold": ("pruning threshold", 0.099), "avps": ("weight of L_avps", 100)}      # and the paper's value
 
 
-def command_of(row, args):
+def row_command(row, args):
     """The command line of this row, without `python`."""
-    script = [f"{row.setting}_supervised_main.py"]
     given = {name: getattr(args, name) for name in ("data_dir", "runs", "seed", *PASSED_ON)}
     given["seed"] += row.seed_shift
     if row.model == "AVEL":
         script = ["model/avel.py", "--setting", row.setting]
         given["nb_epoch"] = args.avel_epochs or args.nb_epoch
-    options = []
-    for name, value in given.items():
-        options += [] if value is None else [f"--{name}", str(value)]
-    return [*script, "--train", *row.options, *options]
+    elif row.quirks:
+        script = ["model/released_training.py", "--setting", row.setting, "--quirks", row.quirks]
+    else:
+        script = [f"{row.setting}_supervised_main.py"]
+    passed_on = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+    return [*script, "--train", *row.options, *passed_on]
 
 
-def start(folder, command):
-    """The process of a row's command; it continues an earlier one."""
-    resume = ["--resume"] if (folder / "command.txt").is_file() else []
+def start_row(folder, command):
+    """The process of a row's command; it continues what an earlier one left."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command))
     with open(folder / "output.txt", "a") as output, open(folder / "errors.txt", "w") as errors:
         return subprocess.Popen(
-            [sys.executable, ROOT / command[0], *command[1:], *resume, "--output_dir", folder],
+            [sys.executable, ROOT / command[0], *command[1:], "--resume", "--output_dir", folder],
             stdout=output, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"})      # same sums with any --jobs
 
 
-def run_all(commands, jobs):
+def run_rows(commands, jobs):
     """Runs the commands {folder: command} that have no result, so many at a time; they end with this process.
 
     Returns {folder: last line of its error} of failed ones. Raises UserError if a folder belongs to another command.
@@ -131,45 +134,43 @@ def run_all(commands, jobs):
         path = folder / "command.txt"
         if path.is_file() and path.read_text() != shlex.join(command):
             raise UserError(f"{path}: belongs to another command; remove the folder, or choose another --output_dir")
-    todo = [folder for folder in commands if not list(folder.glob("*_runs.json"))]
-    waiting, running, errors, started = todo.copy(), {}, {}, time.monotonic()
-    print(f"{len(todo)} rows to do, {jobs} at a time", flush=True)
+    waiting = [folder for folder in commands if not list(folder.glob("*_runs.json"))]
+    running, errors = {}, {}
+    print(f"{len(waiting)} rows to do, {jobs} at a time", flush=True)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 folder = waiting.pop(0)
-                running[folder] = start(folder, commands[folder])
+                running[folder] = start_row(folder, commands[folder])
             time.sleep(0.1)
             for folder in [folder for folder, process in running.items() if process.poll() is not None]:
                 if running.pop(folder).returncode:
-                    text = (folder / "errors.txt").read_text().strip() or "ended without a message"
-                    errors[folder] = text.splitlines()[-1]
-                done = len(todo) - len(waiting) - len(running)
-                print(f"[{done}/{len(todo)}] {folder.name}: {errors.get(folder, 'done')}", flush=True)
+                    lines = (folder / "errors.txt").read_text().splitlines()
+                    errors[folder] = lines[-1] if lines else "ended without a message"
+                print(f"{folder.name}: {errors.get(folder, 'done')}; {len(waiting) + len(running)} left", flush=True)
     finally:
         for process in running.values():
             process.terminate()
-        for process in running.values():
             process.wait()
-        print(f"{(time.monotonic() - started) / 60:.1f} min", flush=True)
     return errors
 
 
-def report(folder):
+def report_tables(folder):
     """Computes tables.json, tables.md and the sweeps from the folder's results.json.gz, and prints the tables."""
     path = folder / "results.json.gz"
     if not path.is_file():
         raise UserError(f"{path}: does not exist; run the tables first, without --report_only")
-    content = json.loads(gzip.decompress(path.read_bytes()))
-    tables = {name: {"title": TABLES[name][0], "rows": [entry_of(row, content["rows"]) for row in TABLES[name][1]]}
-              for name in content["tables"]}
-    content = {"data": content["data"], "tables": tables}
+    stored = json.loads(gzip.decompress(path.read_bytes()))
+    results = [row["result"] for row in stored["rows"].values() if "result" in row]
+    revisions = {revision for result in results for revision in result.get("revisions", [REHEARSAL_REVISION])}
+    tables = {name: {"title": TABLES[name][0], "rows": [table_entry(row, stored["rows"]) for row in TABLES[name][1]]}
+              for name in stored["tables"]}
+    content = {"data": stored["data"], "revisions": sorted(revisions), "tables": tables}
     write_atomically(folder / "tables.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / "tables.md", markdown(content))
     print(markdown(content))
     for name in SWEPT.keys() & tables.keys():
-        from drawing import draw_sweep      # here: the other tables need no matplotlib
-        draw_sweep(folder / f"{name}.png", *SWEPT[name], tables[name]["rows"], content["data"])
+        draw_sweep(folder / f"{name}.png", *SWEPT[name], tables[name]["rows"], stored["data"])
 
 
 def options():
@@ -187,26 +188,26 @@ def options():
     add("--avel_epochs", metavar="N", help="epochs of AVEL's rows (default: as --nb_epoch)")
     for name in PASSED_ON:
         add(f"--{name}", help="as in the main scripts")
-    return parser.parse_args()
+    return parser
 
 
 def main():
-    args = options()
+    args = options().parse_args()
     if args.report_only:
-        report(args.output_dir)
+        report_tables(args.output_dir)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # `run_all` then ends its rows
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # `run_rows` then ends its rows
     names = [name for name in TABLES if name in args.tables or "all" in args.tables]
-    folders = {row: args.output_dir / "rows" / row.name for name in names for row in TABLES[name][1]}
-    commands = {folder: command_of(row, args) for row, folder in folders.items()}      # tables share some rows
-    errors = run_all(commands, args.jobs)
+    rows = {row.name: row for name in names for row in TABLES[name][1]}      # tables share some of them
+    commands = {args.output_dir / "rows" / name: row_command(row, args) for name, row in rows.items()}
+    errors = run_rows(commands, args.jobs)
     stored = {}
     for folder, command in commands.items():
         found = {"error": errors[folder]} if folder in errors else {"result": read_result(folder)[0]}
         stored[folder.name] = {"command": shlex.join(["OMP_NUM_THREADS=1", "python", *command]), **found}
     content = {"data": args.note or str(args.data_dir), "tables": names, "rows": stored}
     write_atomically(args.output_dir / "results.json.gz", gzip.compress(json.dumps(content).encode(), mtime=0))
-    report(args.output_dir)
+    report_tables(args.output_dir)
     if errors:
         raise UserError(f"{len(errors)} of the rows failed; see above, and errors.txt in their folders")
 

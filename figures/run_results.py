@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import UserError, one_line, read_lines  # noqa: E402
+from model.class_names import read_lines  # noqa: E402
+from utils import UserError, one_line  # noqa: E402
 
 
 class Log(NamedTuple):
@@ -20,6 +21,7 @@ class Log(NamedTuple):
     val: dict      # accuracy in %
     test: dict
     kept: int      # epoch of the checkpoint; None until the training has ended
+    revision: str  # of the code, as git describes it
 
 
 def read_log(path):
@@ -34,14 +36,17 @@ def read_log(path):
     loss = {record["epoch"]: record["loss"] for record in epochs}
     val, test = ({record["epoch"]: 100 * record[name] for record in epochs if name in record}
                  for name in ("val_accuracy", "test_accuracy"))
-    kept = records[-1]["result"]["best_validation"]["epoch"] if "result" in records[-1] else None
-    return Log(loss, val, test, kept)
+    result = records[-1].get("result")
+    best = result and (result.get("best") or result["best_validation"])      # its name in earlier logs
+    revision = records[0].get("run", {}).get("versions", {}).get("git") or "unknown"
+    return Log(loss, val, test, best and best["epoch"], revision)
 
 
 def read_result(folder):
     """(result, logs of the seeds) of the --output_dir of a finished training with --runs; else UserError.
 
-    result: the content of PSP_fully_runs.json, say, and name (PSP_fully), folder, validation [seeds, checks] in %.
+    result: the content of PSP_fully_runs.json, say, and name (PSP_fully), folder, revisions (of the code that trained
+    it), validation [seeds, checks] in %.
     """
     paths = list(folder.glob("*_runs.json"))
     if len(paths) != 1:
@@ -49,13 +54,18 @@ def read_result(folder):
                         "training with --runs")
     name = paths[0].name.removesuffix("_runs.json")
     result = json.loads(paths[0].read_text())
-    logs = [read_log(folder / f"seed{seed}" / f"{name}.jsonl") for seed in seeds_of(result)]
-    validation = [list(log.val.values()) for log in logs]
-    return {**result, "name": name, "folder": str(folder), "validation": validation}, logs
+    logs = [read_log(folder / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
+    return {**result, "name": name, "folder": str(folder), "revisions": sorted({log.revision for log in logs}),
+            "validation": [list(log.val.values()) for log in logs]}, logs
 
 
-def seeds_of(result):
+def run_seeds(result):
     return [run["seed"] for run in result["runs"]]
+
+
+def data_fingerprint(result):
+    """Checksum of the test videos."""
+    return result.get("test_fingerprint") or result["test_digest"]      # its name in earlier results
 
 
 def accuracies(result, metric="test"):
@@ -72,8 +82,8 @@ def resampling_counts(seeds, videos, resamples=10_000):
 
 def estimate(values):
     """Mean of values [seeds, videos] and its 95 % bootstrap interval, with seeds and videos resampled together."""
-    of_seeds, of_videos = resampling_counts(*values.shape)
-    means = ((of_seeds @ values) * of_videos).sum(axis=1) / values.size
+    seed_counts, video_counts = resampling_counts(*values.shape)
+    means = ((seed_counts @ values) * video_counts).sum(axis=1) / values.size
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
@@ -84,11 +94,11 @@ def difference(result, baseline, metric="test"):
     paired: whether both have the same seeds. measurable: whether zero is outside the interval. Raises UserError if they
     differ in test videos or in the number of seeds.
     """
-    if result["test_digest"] != baseline["test_digest"] or len(result["runs"]) != len(baseline["runs"]):
+    if data_fingerprint(result) != data_fingerprint(baseline) or len(result["runs"]) != len(baseline["runs"]):
         raise UserError(f"{result['folder']} and {baseline['folder']}: cannot be compared, since they differ in test "
                         "videos or in the number of seeds; train one of them again")
     found = estimate(accuracies(result, metric) - accuracies(baseline))
-    return {**found, "paired": seeds_of(result) == seeds_of(baseline),
+    return {**found, "paired": run_seeds(result) == run_seeds(baseline),
             "measurable": found["low"] > 0 or found["high"] < 0}
 
 
@@ -128,7 +138,7 @@ Data: {data}. Test accuracy of segments in %, at the best validation epoch ('cho
 """
 
 
-def entry_of(row, stored):
+def table_entry(row, stored):
     """The row's entry of tables.json; stored: {name of a row: its command, and its result or error}."""
     entry = {"label": row.label, "setting": row.setting, "value": row.value, "curve": row.curve, **stored[row.name]}
     if "error" in entry:
@@ -136,7 +146,7 @@ def entry_of(row, stored):
     result, psp = entry.pop("result"), stored[row.setting].get("result")      # PSP's row has the setting's name
     compared = psp is not None and row.label != "PSP"
     values = [100 * run[row.metric] for run in result["runs"]]
-    return {**entry, "n": len(values), "std": np.std(values, ddof=1), "values": values, "seeds": seeds_of(result),
+    return {**entry, "n": len(values), "std": np.std(values, ddof=1), "values": values, "seeds": run_seeds(result),
             **estimate(accuracies(result, row.metric)), "gain": gain(result),
             "difference": difference(result, psp, row.metric) if compared else None}
 
@@ -145,16 +155,17 @@ def markdown(content):
     """The text of tables.md, from the content of tables.json."""
     commands = dict.fromkeys(entry["command"] for table in content["tables"].values() for entry in table["rows"])
     return "\n".join([HEAD.format(data=content["data"]), *map(table_text, content["tables"].values()),
-                      "### Commands", "", "```bash", *commands, "```", ""])
+                      f"### Commands of revision {' and '.join(content['revisions'])}", "",
+                      "```bash", *commands, "```", ""])
 
 
 def table_text(table):
     heads = ["", "setting", "n", "accuracy", "difference", "gain"]
-    lines = [heads, ["---"] * len(heads), *map(cells_of, table["rows"])]
+    lines = [heads, ["---"] * len(heads), *map(table_cells, table["rows"])]
     return "\n".join([f"### {table['title']}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
-def cells_of(entry):
+def table_cells(entry):
     if "error" in entry:
         return [entry["label"], entry["setting"], f"failed: {entry['error']}"]
     return [entry["label"], entry["setting"], str(entry["n"]),

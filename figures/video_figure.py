@@ -2,7 +2,6 @@
 
 Letters: T segments of one second, h x w the attention map.
 """
-import re
 import sys
 import textwrap
 from itertools import groupby
@@ -15,7 +14,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image      # comes with matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import UserError, one_line  # noqa: E402
+from data.video import FRAMES_OF_A_SEGMENT, VideoError, natural_order, read_clip  # noqa: E402
+from utils import UserError, one_line  # noqa: E402
 
 COLOURS = "cividis"      # of matrices and maps
 WIDTH = 6.2              # of the T seconds, in inches
@@ -88,15 +88,17 @@ def show_seconds(axis, segments, unit):
 
 def draw_labels(axes, names, labels, probability):
     """One row for each of {name: [T] labels}, with a box for each run; the predicted one with its probabilities."""
+    segments = len(probability)
     right = [a == b for a, b in zip(labels["predicted"], labels.get("true", labels["predicted"]))]
-    for y, (row, of_row) in enumerate(labels.items()):
+    for y, (row, row_labels) in enumerate(labels.items()):
         start = 0
-        for (label, as_true), run in groupby(zip(of_row, right if row == "predicted" else [True] * len(of_row))):
+        as_true = right if row == "predicted" else [True] * segments
+        for (label, is_true), run in groupby(zip(row_labels, as_true)):
             length = len(list(run))
             colour = GREY if label == len(names) - 1 else LIGHT_BLUE
-            axes.add_patch(Rectangle((start, y), length, 1, facecolor=colour if as_true else LIGHT_ORANGE,
-                                     edgecolor="white", linewidth=1.5, hatch="" if as_true else "//"))
-            text = textwrap.fill(names[label].split(",")[0], max(4, LETTERS * length // len(of_row)))
+            axes.add_patch(Rectangle((start, y), length, 1, facecolor=colour if is_true else LIGHT_ORANGE,
+                                     edgecolor="white", linewidth=1.5, hatch="" if is_true else "//"))
+            text = textwrap.fill(names[label].split(",")[0], max(4, LETTERS * length // segments))
             axes.text(start + length / 2, y + 0.6, text, ha="center", va="center", fontsize=SMALL, linespacing=0.95)
             start += length
     for t, value in enumerate(probability):
@@ -132,15 +134,17 @@ def draw_strip(axes, name, pictures, **options):
     return image
 
 
-def recording_of_folder(folder, segments):
-    """The silent `Recording` of a folder with one picture for each segment, in natural order."""
+def read_recording_folder(folder, segments):
+    """The silent `Recording` of a folder with one picture for each segment, in natural order.
+
+    Raises UserError if their number is another one, or one cannot be read.
+    """
     paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
     if len(paths) != segments:
         raise UserError(f"--frames {folder}: holds {len(paths)} PNG or JPEG files; {segments} are needed, one for each "
                         "segment")
-    paths.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)])
     frames = []
-    for path in paths:
+    for path in sorted(paths, key=natural_order):
         try:
             frames.append(np.asarray(Image.open(path).convert("RGB")))
         except Exception as error:      # a broken picture raises nearly any of them
@@ -148,16 +152,12 @@ def recording_of_folder(folder, segments):
     return Recording(frames)
 
 
-def recording_of_file(path, segments):
+def read_recording_file(path, segments):
     """The `Recording` of a video file: the square frame in the middle of each segment, and 120 loudnesses a second.
 
     The last frame and silence fill what is missing at the end. Prints notes on that and on damaged parts.
+    Raises UserError if the file cannot be read, or a package for that is missing.
     """
-    try:
-        from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip
-    except ImportError as error:
-        raise UserError(f"--video_file: {one_line(error)}; "
-                        "pip install av==18.1.0 opencv-python-headless==4.14.0.94") from error
     try:
         clip = read_clip(path, segments, pad=True)
     except VideoError as error:

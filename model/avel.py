@@ -7,6 +7,7 @@ learning rate 0.001, divided by 10 after every 15,000 steps (here at the end of 
 
 Shape letters as in psp_model.py.
 """
+import os
 import sys
 from pathlib import Path
 
@@ -15,8 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import FEATURES, TrainingBatches, in_batches  # noqa: E402
+from dataset import FEATURES, TrainingBatches, in_batches, network_inputs  # noqa: E402
+from model.checkpoint import save_checkpoint  # noqa: E402
+from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs  # noqa: E402
+from model.options import data_sizes, main_options, parse_options, read_data, run_header  # noqa: E402
+from model.run import Run  # noqa: E402
 from psp_model import LSTM, AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
+from utils import one_line_errors, set_seed, set_up_device, wrap_for_training  # noqa: E402
 
 DECAY_STEPS = 15000
 
@@ -72,71 +78,62 @@ def avel_milestones(steps_per_epoch, epochs):
 
 
 def options():
-    import utils
-    parser = utils.main_options(__doc__, "AVEL")
+    parser = main_options(__doc__, "AVEL")
     parser.add_argument("--setting", choices=["fully", "weakly"], required=True, help="segment or video labels")
-    parser.set_defaults(model_name="AVEL", batch_size=64)
-    return utils.parse_options(parser)
+    parser.set_defaults(model_name="AVEL", nb_epoch=300, batch_size=64, lr=1e-3)
+    return parser
 
 
 def train(args, data, device):
     """As `train` of the main scripts."""
-    import utils
-    from model.checkpoint import save_checkpoint
-    from model.run import Run
-
-    utils.set_seed(args.seed)
-    rank, world_size = utils.rank_and_world_size()
-    target, loss_of = "labels", avel_fully_supervised_loss
-    if args.setting == "weakly":
-        target, loss_of = "video_label", avel_weakly_supervised_loss
-    videos = data["train"].only(*FEATURES, target)
-    batches = TrainingBatches(videos, args.batch_size, args.seed, device, in_order, rank, world_size)
-    arguments = utils.network_sizes(data["train"].sizes)
-    network = AVELNetwork(**arguments).to(device)
-    model = utils.prepare(network, args.precision)
+    set_seed(args.seed)
+    target, compute_loss = {"fully": ("labels", avel_fully_supervised_loss),
+                            "weakly": ("video_label", avel_weakly_supervised_loss)}[args.setting]
+    batches = TrainingBatches(data["train"].only(*FEATURES, target), args.batch_size, args.seed, device, in_order)
+    network_args = data_sizes(data["train"].sizes)
+    network = AVELNetwork(**network_args).to(device)
+    model = wrap_for_training(network, args.precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     milestones = avel_milestones(batches.steps, args.nb_epoch)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
-    header = utils.run_header(args, args.setting, arguments, data, device)
-    with Run(args, header, network, optimizer, schedule, batches.steps, writes=rank == 0) as run:
+    header = run_header(args, network_args, data, device, __file__)
+    with Run(args, header, network, optimizer, schedule, batches.steps) as run:
         for epoch in range(run.start, args.nb_epoch):
             model.train()
             for batch in batches.epoch(epoch):
-                loss = loss_of(model(batch["audio"], batch["visual"]), batch[target])
+                loss = compute_loss(model(*network_inputs(batch)), batch[target])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.add(loss)
-            record = {"epoch": epoch, "loss": run.mean_loss(epoch), "lr": schedule.get_last_lr()[0]}
+            record = run.end_steps(epoch)
             schedule.step()
             check = epoch > 0 and epoch % args.check_epoch == 0
-            if (check or epoch == args.nb_epoch - 1) and rank == 0:
-                val, test = (utils.predict(model, data[split], args.batch_size) for split in ("val", "test"))
-                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy}
+            if (check or epoch == args.nb_epoch - 1) and run.writes:
+                val, test = (predict(model, data[split], args.batch_size) for split in ("val", "test"))
+                record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "score": val.accuracy}
                 if check or run.checks == 0:
-                    run.add_check(record, test)
-                    if val.accuracy > run.best_score:
-                        run.set_best(val.accuracy, record, test)
+                    if run.best_score is None or val.accuracy > run.best_score:
                         save_checkpoint(run.checkpoint_path, network, header, record)
+                        run.set_best(record, test)
+                    run.note_check(record, test)
             run.end_epoch(record)
         return run.report()
 
 
 def main():
-    import utils
-    args = options()
+    args = parse_options(options())
     if args.trained_model_path:
-        utils.evaluate_checkpoint(args, args.setting, AVELNetwork)
+        evaluate_checkpoint(args, AVELNetwork, __file__)
         return
-    device = utils.set_up_device(args.device, args.precision)
-    data = utils.read_data(args, args.setting, ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in utils.each_seed(args, args.setting)]
-    utils.report_runs(args, args.setting, results, data["test"])
+    device = set_up_device(args.device, args.precision)
+    data = read_data(args, ["train", "val", "test"], device)
+    results = [train(seed_args, data, device) for seed_args in each_seed(args)]
+    report_runs(args, results, data["test"])
 
 
 if __name__ == "__main__":
-    from utils import one_line_errors
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with one_line_errors():
         main()

@@ -1,40 +1,22 @@
 """Checkpoints: tensors and plain values from which a network is rebuilt.
 
-A checkpoint is a dict: setting ('fully' or 'weakly'), model_name, network (the arguments of the network's class),
+A checkpoint is a dict: setting ('fully' or 'weakly'), model_name, network_args (the arguments of the network's class),
 weights, and the header and scores of the run that made it, see model/run.py.
 """
+import inspect
 import io
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataset import AVE_CLASSES, UserError, one_line
-from model.released import find_state, read_bytes, read_released, released_setting, released_weights
-from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED
-
-NETWORKS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
-
-
-def write_atomically(path, content):
-    """Writes text or bytes; at any moment, `path` is either the former file or the whole new one."""
-    partial = Path(f"{path}.partial")
-    try:
-        try:
-            with open(partial, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:      # of a failed write, it names no file
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+from model.class_names import AVE_CLASSES
+from model.released_checkpoint import find_weights, read_bytes, read_released, released_setting, released_weights
+from psp_model import PUBLISHED
+from utils import UserError, one_line, write_atomically
 
 
-def save(path, content):
+def save_tensors(path, content):
     """Writes tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -44,7 +26,7 @@ def save(path, content):
 def save_checkpoint(path, network, header, record):
     """Writes a checkpoint, with the weights as CPU tensors; header: of its run, record: the log line of its epoch."""
     weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
-    save(path, {**header, **record, "weights": weights})
+    save_tensors(path, {**header, **record, "weights": weights})
 
 
 def read_content(path):
@@ -59,23 +41,23 @@ def read_content(path):
         return read_released(path, data)
 
 
-def load(path, setting=None):
+def load_checkpoint(path, setting=None):
     """The checkpoint at `path`; the authors' checkpoints and bare state dicts are made into one.
 
     setting: 'fully' or 'weakly', if it must be that. Raises UserError, as `read_content` and for other content.
     """
     content = read_content(path)
     entries = content.keys() if isinstance(content, dict) else set()
-    state = find_state(content)
-    if state is not None:
+    weights = find_weights(content)
+    if weights is not None:
         try:
-            content = _of_state(state)
+            content = _checkpoint_from(weights)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     elif {"optimizer", "weights"} <= entries:
         raise UserError(f"{path}: is the state of a run, for --resume; its checkpoint is "
                         f"{path.name.replace('_state', '')}")
-    elif not {"setting", "model_name", "network", "weights"} <= entries or find_state(content["weights"]) is None:
+    elif not {"setting", "model_name", "network_args", "weights"} <= entries or find_weights(content["weights"]) is None:
         raise UserError(f"{path}: is not a checkpoint of these networks")
     if setting not in (None, content["setting"]):
         raise UserError(f"{path}: is a {content['setting']} supervised checkpoint; "
@@ -83,40 +65,42 @@ def load(path, setting=None):
     return content
 
 
-def _of_state(state):
+def _checkpoint_from(weights):
     """A checkpoint from bare tensors with the authors' names or ours; all else has the paper's value."""
-    setting, weights, names = released_setting(state), state, {}
+    setting, names = released_setting(weights), {}
     if setting is None:      # our names
-        setting = "weakly" if "weighting.weight" in state else "fully"
+        setting = "weakly" if "weighting.weight" in weights else "fully"
     else:
-        weights, names = released_weights(state, setting), {"class_names": list(AVE_CLASSES)}
+        weights, names = released_weights(weights, setting), {"class_names": list(AVE_CLASSES)}
     try:
         side = math.isqrt(weights["attention.w_h.weight"].shape[1])
         audio_dim = weights["audio_in.0.weight" if setting == "fully" else "attention.U_a.weight"].shape[1]
-        config = dict(audio_dim=audio_dim, visual_dim=weights["attention.U_v.weight"].shape[1], map_size=(side, side),
-                      num_classes=weights["classifier.2.weight"].shape[0], threshold=PAPER_THRESHOLD[setting],
-                      **NETWORKS[setting])
+        network_args = dict(audio_dim=audio_dim, visual_dim=weights["attention.U_v.weight"].shape[1],
+                            map_size=(side, side), num_classes=weights["classifier.2.weight"].shape[0],
+                            **PUBLISHED[setting])
     except (KeyError, IndexError) as error:
         raise UserError(f"is not a checkpoint of these networks: {error} is missing") from error
-    return {"setting": setting, "model_name": "PSP", "network": config, "weights": weights, **names}
+    return {"setting": setting, "model_name": "PSP", "network_args": network_args, "weights": weights, **names}
 
 
-def rebuild(checkpoint, path, network_class, sizes=None, threshold=None):
+def rebuild(checkpoint, path, network_class, sizes=None):
     """The network of a checkpoint, on the CPU and in the default dtype.
 
-    sizes: `dataset.Sizes` of the data that it is meant for; threshold: replaces the checkpoint's own.
-    Raises UserError if the weights do not fit the network or are not finite, or the network does not fit the sizes.
+    sizes: `dataset.Sizes` of the data that it is meant for.
+    Raises UserError if the class does not take the arguments, the weights do not fit the network or are not finite, or
+    the network does not fit the sizes.
     """
-    config = dict(checkpoint["network"])
-    if threshold is not None:
-        if "threshold" not in config:
-            raise UserError(f"{path}: is a checkpoint of {checkpoint['model_name']}, which has no --threshold")
-        config["threshold"] = threshold
+    network_args = checkpoint["network_args"]
     for name in ("audio_dim", "visual_dim", "map_size", "num_classes") if sizes else ():
         needed = getattr(sizes, name)
-        if needed is not None and not np.array_equal(config[name], needed):
-            raise UserError(f"{path}: was trained with {name} {config[name]}, but the data has {needed}")
-    network = network_class(**config)
+        if needed is not None and not np.array_equal(network_args[name], needed):
+            raise UserError(f"{path}: was trained with {name} {network_args[name]}, but the data has {needed}")
+    try:
+        inspect.signature(network_class).bind(**network_args)
+    except TypeError as error:
+        raise UserError(f"{path}: this code cannot build its network: {network_class.__name__} {error}; use the code "
+                        "that trained it") from error
+    network = network_class(**network_args)
     try:
         network.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:

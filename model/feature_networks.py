@@ -11,7 +11,7 @@ import h5py
 import torch
 from torch import nn
 
-from dataset import UserError
+from utils import UserError
 
 
 class WeightsFile(NamedTuple):
@@ -117,14 +117,14 @@ def load_vgg19(path):
     with h5py.File(path, "r", locking=False) as file, torch.no_grad():
         for block, (_, number) in enumerate(VGG19_BLOCKS, start=1):
             for layer in range(1, number + 1):
-                bias, kernel = arrays_of(file[f"block{block}_conv{layer}"])
+                bias, kernel = arrays_in(file[f"block{block}_conv{layer}"])
                 convolution = next(layers)
                 convolution.weight.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
                 convolution.bias.copy_(torch.from_numpy(bias))
     return network
 
 
-def arrays_of(group):
+def arrays_in(group):
     """The arrays of an HDF5 group at any depth, fewest axes first."""
     arrays = []
 

@@ -35,8 +35,8 @@ class Predictions:
         event, predicted_event = self.labels != background, self.predicted != background
         hits = int((event & (self.predicted == self.labels)).sum())
         videos = list(zip(self.labels, self.predicted))
-        true_events = [events_of(labels, background) for labels in self.labels]
-        predicted_events = [events_of(labels, background) for labels in self.predicted]
+        true_events = [find_events(labels, background) for labels in self.labels]
+        predicted_events = [find_events(labels, background) for labels in self.predicted]
         event_hits = sum(matched_events(true, found) for true, found in zip(true_events, predicted_events))
         categories = [(most_frequent(true[true != background]), most_frequent(labels[labels != background]))
                       for true, labels in videos if (true != background).any()]
@@ -59,9 +59,9 @@ class Predictions:
 
     def label_accuracy(self, label):
         """(accuracy on the segments that truly have the label, their number); accuracy is None where there are none."""
-        of_label = self.labels == label
-        count = int(of_label.sum())
-        return (float((self.predicted[of_label] == label).mean()) if count else None), count
+        segments = self.labels == label
+        count = int(segments.sum())
+        return (float((self.predicted[segments] == label).mean()) if count else None), count
 
 
 def pruning_note(kept_pairs, threshold):
@@ -92,7 +92,7 @@ def most_frequent(labels):
     return int(np.bincount(labels).argmax()) if len(labels) else None
 
 
-def events_of(labels, background):
+def find_events(labels, background):
     """The events (category, start, end) of one video's labels [T]: its longest runs of one category."""
     edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
     return [(int(labels[start]), start, end) for start, end in zip(edges, edges[1:]) if labels[start] != background]

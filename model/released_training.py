@@ -1,27 +1,35 @@
-"""What the released code does differently in training; each quirk of --released_quirks changes one thing.
+"""Trains PSP as the authors' released scripts do, where they differ from the paper. Each quirk changes one thing:
 
     released_order    fully: the order of the videos is one list, shuffled again and again
     stale_avps        fully: the targets of L_avps are in a buffer that is never cleared
     fixed_batches     weakly: only the first batch of an epoch is random, the others are always the same
     initial_weights   both: the layers are drawn in the order of the authors' constructors
 
-All quirks of a setting together train as the released script of that setting does.
+    python model/released_training.py --setting fully --train                                    # with all of them
+    python model/released_training.py --setting fully --train --quirks stale_avps,initial_weights
+
+All other options are those of the main script of the setting.
 """
+import argparse
+import os
 import random
+import sys
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from dataset import in_batches
-from model.released import RELEASED_NAMES
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fully_supervised_main  # noqa: E402
+import weakly_supervised_main  # noqa: E402
+from dataset import in_batches  # noqa: E402
+from model.options import parse_options  # noqa: E402
+from model.released_checkpoint import RELEASED_NAMES  # noqa: E402
+from utils import one_line_errors  # noqa: E402
 
-QUIRKS = {
-    "fully": {"released_order": "one list of the videos is shuffled again and again",
-              "stale_avps": "targets of L_avps are never cleared",
-              "initial_weights": "layers are drawn in the order of the authors' constructors"},
-    "weakly": {"fixed_batches": "only the first batch of an epoch is random",
-               "initial_weights": "layers are drawn in the order of the authors' constructors"},
-}
+MAINS = {"fully": fully_supervised_main, "weakly": weakly_supervised_main}
+QUIRKS = {"fully": ("initial_weights", "released_order", "stale_avps"), "weakly": ("fixed_batches", "initial_weights")}
 
 
 # ---------------------------------------------------------------------------------------------- orders
@@ -54,8 +62,12 @@ class StaleTargets:
     and returns the whole buffer, in which each row keeps values of videos in earlier batches.
     """
 
-    def __init__(self, background):
+    def __init__(self, background, batches=None, start=0):
+        """batches: `TrainingBatches` whose first epochs, up to start, are replayed to restore the buffer."""
         self.background, self.buffer = background, None
+        for epoch in range(start):
+            for positions in batches.positions(epoch):
+                self(batches.dataset.tensors["labels"][positions].to(batches.device))
 
     def __call__(self, labels):
         """labels [B, T] int -> target [B, T] of the default dtype, rounded to float32 as in the released code."""
@@ -65,12 +77,6 @@ class StaleTargets:
         old = torch.zeros_like(value) if self.buffer is None else self.buffer
         self.buffer = torch.where(written, value, old)
         return self.buffer.to(torch.get_default_dtype())
-
-    def pass_over(self, batches, epochs):
-        """Sees the labels of the first epochs of `TrainingBatches`, for a run that continues after them."""
-        for epoch in range(epochs):
-            for positions in batches.positions(epoch):
-                self(batches.dataset.tensors["labels"][positions].to(batches.device))
 
 
 # -------------------------------------------------------------------------------------- initial weights
@@ -122,3 +128,54 @@ def draw_released_weights(network, setting, seed):
         unused(256, 1), unused(64, 1)      # W1, W2
         draw("W3", "L1", "L2")
         xavier("L1", "L2")
+
+
+# ------------------------------------------------------------------------------------------- script
+
+def quirks(setting):
+    """An argparse type: names of QUIRKS[setting], separated by commas."""
+    def parse(text):
+        names = sorted(set(filter(None, text.split(","))))
+        for name in names:
+            if name not in QUIRKS[setting]:
+                raise argparse.ArgumentTypeError(f"{name[:40]!r} is unknown; {setting} supervised training has: "
+                                                 f"{', '.join(QUIRKS[setting])}")
+        return names
+    return parse
+
+
+def train(args, data, device):
+    """`train` of the main script with the quirks of args."""
+    seams = {}
+    if "released_order" in args.quirks:
+        seams["order"] = released_order
+    if "fixed_batches" in args.quirks:
+        seams["order"] = fixed_batches
+    if "initial_weights" in args.quirks:
+        seams["initialise"] = partial(draw_released_weights, setting=args.setting, seed=args.seed)
+    if "stale_avps" in args.quirks:
+        seams["avps_targets"] = StaleTargets
+    return MAINS[args.setting].train(args, data, device, **seams)
+
+
+def main():
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--setting", choices=MAINS, default="fully")
+    setting = first.parse_known_args()[0].setting
+    parser = MAINS[setting].options()
+    parser.description = __doc__
+    parser.training.add_argument("--setting", choices=MAINS, required=True, help="segment or video labels")
+    parser.loss.add_argument("--quirks", type=quirks(setting), default=list(QUIRKS[setting]), metavar="NAMES",
+                             help=f"separated by commas (default: {','.join(QUIRKS[setting])})")
+    args = parse_options(parser)
+    changed = [name for name in ("attention", "modality", "weighting")
+               if getattr(args, name) != parser.get_default(name)]
+    if "initial_weights" in args.quirks and changed:
+        parser.error(f"the quirk initial_weights needs all layers of PSP: not with --{changed[0]}")
+    MAINS[setting].main(args, train)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with one_line_errors():
+        main()

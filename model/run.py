@@ -1,44 +1,44 @@
 """What a training run writes to its output folder, and how a stopped run continues from there."""
 import json
 import math
-import platform
 import random
-import subprocess
 import sys
-from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import UserError, progress_bar
-from model.checkpoint import read_content, save, write_atomically
+from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
+from utils import UserError, back_up, progress_bar, rank_and_world_size, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("lines", "checks", "best", "best_test", "last")      # attributes of a run that its state file holds
 
 
 class Run:
-    """A training run: its log, its state for --resume, and its best checks so far. Entered, it starts or continues.
+    """A training run: its log, its state for --resume, and its best checks so far. `with` starts or continues it.
 
         <model>_<setting>.pt         checkpoint of the best check, which the main script saves
         <model>_<setting>.jsonl      log: a line with the header, one for each epoch, one with the result
         <model>_<setting>_state.pt   all that --resume needs
 
-    header: dict of plain values that describes the run. writes: whether this process writes the files.
-    start: the epoch to begin with. best, best_test: {score, record, correct} of the check with the highest score and
-    of the one with the highest test accuracy; None before the first check.
+    header: dict of plain values that describes the run.
+    start: the epoch to begin with. writes: whether this process evaluates and writes the files; of several, the first.
+    best, best_test: {record, correct} of the check in the checkpoint, and of the one with the highest test accuracy;
+    None before the first check.
     Raises UserError if --resume finds a run with other network, options or data, or without its log or checkpoint.
     """
 
-    def __init__(self, args, header, network, optimizer, schedule, steps, writes=True):
-        self.args, self.header, self.steps, self.writes = args, header, steps, writes
+    def __init__(self, args, header, network, optimizer, schedule, steps):
+        self.args, self.header, self.steps = args, header, steps
+        self.rank, self.world_size = rank_and_world_size()
+        self.writes = self.rank == 0
         self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule}
         self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
         self.best = self.best_test = self.last = None
-        self.loss_sum, self.losses = torch.zeros((), device=next(network.parameters()).device), []
+        self.device = next(network.parameters()).device
+        self.sums, self.losses, self.lr = {}, [], None
+        optimizer.register_step_post_hook(self._note_rate)
         name = f"{header['model_name']}_{header['setting']}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
         self.log_path = args.output_dir / f"{name}.jsonl"
@@ -51,7 +51,7 @@ class Run:
         elif self.writes:
             if self.args.resume:
                 print(f"{self.state_path}: does not exist, so there is nothing to resume; starting with epoch 0")
-            back_up([self.state_path, self.checkpoint_path, self.log_path])      # first what --resume looks for
+            back_up([self.state_path, self.checkpoint_path, self.log_path])      # the state first: --resume looks for it
             self._log({"run": self.header})
             self._save_state(epochs=0)
         self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
@@ -67,7 +67,7 @@ class Run:
         state = read_content(self.state_path)
         if "random" not in state:
             raise UserError(f"{self.state_path}: is not the state of a run; start again without --resume")
-        for key in ("network", "options", "data"):
+        for key in ("network_args", "options", "data"):
             before, now = state["header"][key], self.header[key]
             changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
                        if before.get(name) != now.get(name)]
@@ -89,7 +89,7 @@ class Run:
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
             torch.set_rng_state(state["random"]["torch"])
-            if state["random"]["cuda"] is not None and self.loss_sum.is_cuda:
+            if state["random"]["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"])
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
@@ -97,8 +97,8 @@ class Run:
     def _save_state(self, epochs):
         kind, keys, *rest = np.random.get_state()
         drawn = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state(),
-                 "cuda": torch.cuda.get_rng_state() if self.loss_sum.is_cuda else None}
-        save(self.state_path, {
+                 "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
+        save_tensors(self.state_path, {
             "header": self.header, "epochs": epochs, "random": drawn,
             **{name: getattr(self, name) for name in KEPT},
             **{name: part.state_dict() for name, part in self.parts.items()}})
@@ -109,52 +109,61 @@ class Run:
             log.write(json.dumps(record) + "\n")
         self.lines += 1
 
-    def add(self, loss):
-        """Adds the loss of a step; nothing waits for the device."""
-        self.loss_sum += loss.detach()
+    def _note_rate(self, optimizer, *_):
+        self.lr = optimizer.param_groups[0]["lr"]
+
+    def add(self, loss, **parts):
+        """Adds the loss of a step, and parts of it under their names; no device sync."""
+        for name, value in {"loss": loss, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
         if self.args.log_steps and self.writes:
             self.losses.append(loss.detach())
         self.bar.update()
 
-    def mean_loss(self, epoch):
-        """The mean loss of the steps since the last call, over all processes; UserError if it is not finite."""
-        world_size = rank_and_world_size()[1]
-        if world_size > 1:
-            torch.distributed.all_reduce(self.loss_sum)
-        loss = self.loss_sum.item() / (self.steps * world_size)
-        self.loss_sum.zero_()
-        if not math.isfinite(loss):
-            kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
-            raise UserError(f"the loss of epoch {epoch} is {loss}; try a lower --lr{kept}")
-        return loss
+    def end_steps(self, epoch):
+        """The record of an epoch: mean losses over all steps and processes, learning rate of the last step.
+
+        UserError if a loss is not finite.
+        """
+        record = {"epoch": epoch}
+        for name, total in self.sums.items():
+            if self.world_size > 1:
+                torch.distributed.all_reduce(total)
+            record[name] = total.item() / (self.steps * self.world_size)
+            if not math.isfinite(record[name]):
+                kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
+                raise UserError(f"the {name} of epoch {epoch} is {record[name]}; try a lower --lr{kept}")
+        self.sums = {}
+        return {**record, "lr": self.lr}
 
     @property
     def best_score(self):
-        return self.best["score"] if self.best else -math.inf
+        """The score of the check in the checkpoint; None before the first check, or if that had none."""
+        return self.best["record"]["score"] if self.best else None
 
-    def add_check(self, record, test):
-        """Counts a check, and notes it if its test accuracy is the best so far; test: its `Predictions`."""
+    def set_best(self, record, test):
+        """Notes the check whose weights the checkpoint holds; test: its `Predictions`."""
+        self.best = {"record": record, "correct": test.correct_segments}
+
+    def note_check(self, record, test):
+        """Counts a check, and notes it if its test accuracy is the best so far."""
         self.checks += 1
-        note = pruning_note(test.kept_pairs, self.header["network"].get("threshold"))
-        if note and self.checks == 1:
-            tqdm.write(note, file=sys.stdout)
-        if self.best_test is None or test.accuracy > self.best_test["score"]:
-            self.best_test = {"score": test.accuracy, "record": record, "correct": test.correct_segments}
-
-    def set_best(self, score, record, test):
-        """Notes the check whose weights the checkpoint holds."""
-        self.best = {"score": float(score), "record": record, "correct": test.correct_segments}
+        if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
+            self.best_test = {"record": record, "correct": test.correct_segments}
 
     def end_epoch(self, record):
-        """Logs the epoch; saves the state every save_epoch epochs and after the last one."""
+        """Logs the epoch and prints its scores; saves the state every save_epoch epochs and after the last one."""
         if not self.writes:
             return
         steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
         self.losses = []
         epoch, scores = record["epoch"], f"loss {record['loss']:.4f}"
         if "val_accuracy" in record:
-            self.last = record
             scores += f"  val {percent(record['val_accuracy'])}  test {percent(record['test_accuracy'])}"
+            note = pruning_note(record.get("kept_pairs"), self.header["network_args"].get("threshold"))
+            if note and self.last is None:
+                tqdm.write(note, file=sys.stdout)
+            self.last = record
             tqdm.write(f"epoch {epoch}: {scores}", file=sys.stdout)
         self.bar.set_postfix_str(f"epoch {epoch}: {scores}", refresh=False)
         self._log(record | steps)
@@ -162,15 +171,18 @@ class Run:
             self._save_state(epoch + 1)
 
     def report(self):
-        """Prints and logs the result of the run, and returns it for `utils.report_runs`; None in other processes."""
+        """Prints and logs the result of the run, and returns it for `report_runs`; None in other processes."""
         if not self.writes:
             return None
         best, best_test = self.best["record"], self.best_test["record"]
-        result = {"best_validation": best, "best_test": best_test, "last": self.last, "checks": self.checks}
-        self._log({"result": result})
-        chosen = "" if self.best["score"] == best["val_accuracy"] else f", chosen by score {self.best['score']:.4f}"
-        print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']}{chosen})")
-        print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
+        self._log({"result": {"best": best, "best_test": best_test, "last": self.last, "checks": self.checks}})
+        if best["score"] == best["val_accuracy"]:
+            print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
+            print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
+        else:
+            print(f"best score: {best['score']} (epoch {best['epoch']})")
+            print(f"validation and test accuracy at the best score: {percent(best['val_accuracy'])}, "
+                  f"{percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
               f"{percent(best_test['test_accuracy'])} (epoch {best_test['epoch']}; chosen on the test set, "
@@ -180,34 +192,3 @@ class Run:
                 "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
                 "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}
-
-
-def rank_and_world_size():
-    """(rank, number) of this process among those that torchrun started; (0, 1) without it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def back_up(paths):
-    """Renames the files that exist to `name.1.suffix`, with the first number that is free for all of them."""
-    number = 1
-    while any(path.with_name(f"{path.stem}.{number}{path.suffix}").exists() for path in paths):
-        number += 1
-    for path in paths:
-        if path.exists():
-            kept = path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
-            print(f"kept the file of an earlier run: {kept}")
-
-
-def versions():
-    """Versions of Python and the libraries, and the git revision of this code if it is a checkout."""
-    revision = None
-    if (ROOT / ".git").exists():      # an enclosing repository is not this code's
-        try:
-            revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
-                                      capture_output=True, timeout=10).stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
-            "numpy": np.__version__, "h5py": h5py.__version__, "git": revision}

@@ -30,6 +30,8 @@ TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 
 DEVICE = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
+RELEASED = "model/released_training.py"
+QUIRKS = {"fully": ("released_order", "stale_avps", "initial_weights"), "weakly": ("fixed_batches", "initial_weights")}
 
 
 def read(path, key="avadataset"):
@@ -116,9 +118,14 @@ def data_folder(tiny_folder, tmp_path):
 
 @pytest.fixture
 def train(tiny_folder, tmp_path):
-    """Trains in this process for four epochs, into tmp_path; options that are given take precedence."""
+    """Trains in this process for four epochs, into tmp_path; options that are given take precedence.
+
+    With --quirks, by model/released_training.py; '--quirks all' has all of the setting.
+    """
     def run(setting, *options, code=0):
-        return run_quickly(MAIN[setting], "--train", "--nb_epoch", 4, "--check_epoch", 2, "--batch_size", 12,
+        script = (RELEASED, "--setting", setting) if "--quirks" in options else (MAIN[setting],)
+        options = [",".join(QUIRKS[setting]) if option == "all" else option for option in options]
+        return run_quickly(*script, "--train", "--nb_epoch", 4, "--check_epoch", 2, "--batch_size", 12,
                            "--data_dir", tiny_folder, "--output_dir", tmp_path, *options, code=code)
     return run
 

@@ -82,7 +82,7 @@ def test_training_keeps_the_order_of_the_file(quick_script, tiny_folder, tmp_pat
 def test_evaluation_gives_the_figures_of_training(quick_script, tiny_folder, tmp_path):
     options = ("--data_dir", tiny_folder, "--output_dir", tmp_path)
     quick_script("model/avel.py", "--setting", "weakly", "--train", "--nb_epoch", 1, "--batch_size", 8, *options)
-    best = read_log(tmp_path, "weakly", "AVEL")[2]["best_validation"]
+    best = read_log(tmp_path, "weakly", "AVEL")[2]["best"]
     evaluation = ("--trained_model_path", tmp_path / "AVEL_weakly.pt", *options)
     done = quick_script("model/avel.py", "--setting", "weakly", *evaluation)
     assert f"test accuracy: {100 * best['test_accuracy']:.2f} %" in done.stdout

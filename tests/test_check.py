@@ -1,5 +1,9 @@
-"""The audit says what is true of a folder: counts on the real files, and each kind of damage by file and remedy."""
+"""The audit says what is true of a folder: counts, each kind of damage, and the command that helps."""
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import warnings
 
 import h5py
@@ -16,7 +20,7 @@ def audit(main_in_process):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             code, out, error = main_in_process("data.check", "--data_dir", folder, *options)
-        assert error == "" and ("cannot be" in out) == bool(code)
+        assert error == "" and "says more" not in out and ("cannot be trained" in out) == bool(code)
         rest, _, wrong = out.partition("\nWrong:")
         return code, rest.partition("\nWorth knowing:")[2], wrong, out
     return run
@@ -48,19 +52,19 @@ def test_the_real_labels_and_splits(audit, quick_script, real_ave, tmp_path):
     assert re.search(r"in all segments +66.8 % +64.2 % +64.9 %", out)
 
 
-def attribute(name, value_of):
+def attribute(name, value_in):
     def apply(folder):
         with h5py.File(folder / "visual_feature.h5", "a", locking=False) as file:
-            file["avadataset"].attrs[name] = value_of(folder)
+            file["avadataset"].attrs[name] = value_in(folder)
     return apply
 
 
-def rows_of_test(folder):
+def rows_in_test(folder):
     return read(folder / "test_order.h5", "order")
 
 
-def without_maps_of_test(folder):
-    change("visual_feature.h5", lambda a: with_value(a, rows_of_test(folder), 0))(folder)
+def without_maps_in_test(folder):
+    change("visual_feature.h5", lambda a: with_value(a, rows_in_test(folder), 0))(folder)
 
 
 WRONG = {
@@ -72,7 +76,7 @@ WRONG = {
     "other rows": (change("right_labels.h5", lambda a: a[::-1]), "right_labels.h5: .* do not belong together"),
     "overlap": (lambda folder: rewrite(folder / "test_order.h5", read(folder / "train_order.h5", "order")[:3], "order"),
                 "train_order.h5: shares 3 rows with the test split"),
-    "no maps": (without_maps_of_test, "7 of 7 videos of test have no features"),
+    "no maps": (without_maps_in_test, "7 of 7 videos of test have no features"),
 }
 
 
@@ -84,6 +88,15 @@ def test_what_is_wrong_is_said_by_file_with_the_remedy(audit, data_folder, case)
     assert code == 2 and re.search(expected, wrong) and "labels_noisy.h5" in out      # the other files are audited too
 
 
+def with_categories(*names):
+    def apply(folder):
+        text = (folder / "Annotations.txt").read_text()
+        for number, name in enumerate(names):
+            text = text.replace(f"category {number}", name)
+        (folder / "Annotations.txt").write_text(text)
+    return apply
+
+
 NOTES = {
     "a label": (change("right_labels.h5", lambda a: with_value(a, (4, 1), [0, 0, 0, 1, 0])),
                 r"right_labels.h5: 1 of 40 videos .* row 4\); keep"),
@@ -91,10 +104,11 @@ NOTES = {
     "scaled": (change("audio_feature.h5", lambda a: a / 300), "times that of published features"),
     "few zeros": (change("audio_feature.h5", lambda a: a + 0.1), "of its values are zeros"),
     "random": (attribute("random_weights", lambda folder: True), "made with --random_weights"),
-    "one video": (attribute("rows_without_video", lambda folder: rows_of_test(folder)[:1]), "1 of 7 videos of test"),
+    "one video": (attribute("rows_without_video", lambda folder: rows_in_test(folder)[:1]), "1 of 7 videos of test"),
     "unused": (change("val_order.h5", lambda a: a[:4], "order"), "5 videos are in no split"),
     "twice": (lambda folder: (folder / "Annotations.txt").write_text(
         (folder / "Annotations.txt").read_text().replace("synthetic00001", "synthetic00000")), "1 ids occur more than"),
+    "misspelt": (with_categories("Bark", "Cat", "Horse", "Hoarse"), r"'Hoarse' is not a category of AVE \(10 lines"),
 }
 
 
@@ -113,6 +127,20 @@ def test_weak_files_are_not_asked_for_if_only_the_full_setting_is_wanted(audit, 
     assert code == 0 and "can be trained on (fully supervised)" in out
 
 
+def test_single_files_are_named_by_the_options_of_the_training_script(audit, main_in_process, data_folder, tmp_path):
+    for name in ("visual_feature.h5", "right_labels.h5", "mil_labels.h5"):
+        (data_folder / name).rename(tmp_path / f"my_{name}")
+    assert audit(data_folder)[3].count("MISSING") == 3
+    visual = "--dir_video", tmp_path / "my_visual_feature.h5"
+    code, _, _, out = audit(data_folder, *visual, "--dir_labels", tmp_path / "my_mil_labels.h5",
+                            "--dir_labels_gt", tmp_path / "my_right_labels.h5")
+    assert code == 0 and "my_mil_labels.h5 " in out
+    code, _, wrong, _ = audit(data_folder, *visual, "--setting", "fully", "--dir_labels",
+                              tmp_path / "my_right_labels.h5")
+    assert (code, wrong) == (0, "")
+    assert main_in_process("data.check", "--setting=fully", "--dir_labels_gt", "a.h5")[0] == 2
+
+
 def test_a_folder_of_features_alone(audit, data_folder):
     for path in data_folder.iterdir():
         if path.name not in ("audio_feature.h5", "visual_feature.h5"):
@@ -126,3 +154,147 @@ def test_a_folder_of_features_alone(audit, data_folder):
 def test_of_a_folder_without_files_all_are_asked_for(audit, tmp_path):
     code, _, _, out = audit(tmp_path)
     assert code == 2 and out.count("MISSING") == 11
+
+
+# ---------------------------------------------------------------------------------------- layouts of other programs
+
+def follow_advice(out):
+    """Runs the advised commands in a shell. A file NAME_new.h5 takes the place of NAME.h5."""
+    advice = re.findall(r"write (/.*?\.h5)(?:, and use it instead)?: (python -c .*)", out)
+    for new, command in advice:
+        assert run_in_shell(command) == 0
+        shutil.move(new, new.replace("_new.h5", ".h5"))
+
+
+def run_in_shell(command):
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    return subprocess.run(command, shell=True, stderr=subprocess.DEVNULL).returncode
+
+
+def arrays_in(folder):
+    return {path.name: read(path, "order" if "order" in path.name else "avadataset") for path in folder.glob("*.h5")}
+
+
+def each(function, *names):
+    """Changes several files."""
+    def apply(folder):
+        for name in names:
+            change(name, function)(folder)
+    return apply
+
+
+def as_numpy(new_name, name="visual_feature.h5"):
+    def apply(folder):
+        np.save(folder / "array.npy", read(folder / name))
+        (folder / name).unlink()
+        (folder / "array.npy").rename(folder / new_name)
+    return apply
+
+
+def under_key(name, key):
+    def apply(folder):
+        rewrite(folder / name, read(folder / name, "order" if "order" in name else "avadataset"), key)
+    return apply
+
+
+def in_another_file(folder):
+    path = folder / "visual_feature.h5"
+    array = read(path)
+    path.rename(folder / "part.hdf5")
+    layout = h5py.VirtualLayout(array.shape, array.dtype)
+    layout[:] = h5py.VirtualSource("part.hdf5", "avadataset", array.shape)
+    with h5py.File(path, "w", locking=False) as file:
+        file.create_virtual_dataset("avadataset", layout)
+    return folder / "part.hdf5"
+
+
+MAPS = "visual_feature.h5", "visual_feature_noisy.h5"
+LABELS = "right_labels.h5", "mil_labels.h5", "prob_label.h5", "labels_noisy.h5"
+SOUNDS = "audio_feature.h5", "audio_feature_noisy.h5"
+ONE_CELL = each(lambda a: a[:, :, :1, :1], *MAPS)
+MANY_CHANNELS = each(lambda a: np.tile(a[:, :, :1, :1], 15), *MAPS)
+
+# What the folder should hold, the change that another program made, and what the audit says of it.
+LAYOUTS = {
+    "NumPy": (None, as_numpy("visual_feature.npy"), "visual_feature.npy is there"),
+    "NumPy by name": (None, as_numpy("visual_feature.h5"), "it is a NumPy file, not HDF5"),
+    "other labels' name": (None, as_numpy("right_labels.npy", "right_labels.h5"), "right_labels.npy is there"),
+    "key": (None, under_key("visual_feature.h5", "my/maps"), r"it holds my/maps \(40, 6, 3, 3, 20\)"),
+    "group": (None, under_key("visual_feature.h5", "avadataset/data"), "it holds avadataset/data"),
+    "order's key": (None, under_key("train_order.h5", "avadataset"), r"it holds avadataset \(24,\)"),
+    "other files": (None, in_another_file, "it has its numbers in other files"),
+    "reversed": (None, each(lambda a: a.T, "visual_feature.h5"), "axes of .*visual_feature.h5 look reversed"),
+    "all reversed": (None, each(lambda a: a.T, *MAPS, *SOUNDS, *LABELS[:3]), "axes of .*right_labels.h5 look reversed"),
+    "weak reversed": (None, each(lambda a: a.T, "mil_labels.h5"), "axes of .*mil_labels.h5 look reversed"),
+    "no map": (ONE_CELL, each(lambda a: a[:, :, 0, 0], *MAPS), "without a map need 1 x 1 cells"),
+    "flattened": (MANY_CHANNELS, each(lambda a: np.moveaxis(a, 4, 2), *MAPS), "these may be flattened features"),
+    "channels": (None, each(lambda a: np.moveaxis(a, 4, 2), *MAPS), "as if the channels came first: 20 x 3 cells of 3"),
+    "background": (None, each(lambda a: np.roll(a, 1, axis=-1), *LABELS), "class 0 looks like background"),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_the_advised_commands_fix_the_layouts_of_other_programs(audit, tiny_folder, tmp_path, case):
+    prepare, apply, message = LAYOUTS[case]
+    folder = shutil.copytree(tiny_folder, tmp_path / "it's $HOME")
+    if prepare:
+        prepare(folder)
+    expected = arrays_in(folder)
+    apply(folder)
+    out = audit(folder)[3]
+    follow_advice(out)
+    found = arrays_in(folder)
+    assert re.search(message, out) and found.keys() == expected.keys()
+    for name, array in found.items():
+        assert np.array_equal(array, expected[name]), name
+    assert audit(folder)[0] == 0
+
+
+def test_no_command_writes_over_a_file(audit, data_folder):
+    as_numpy("maps.npy")(data_folder)
+    kept = (data_folder / "maps.npy").read_bytes()
+    for expected in ("maps.h5", "maps_new.h5"):
+        out = audit(data_folder, "--dir_video", data_folder / "maps.npy")[3]
+        command = re.search(rf"write {data_folder / expected}, and use it instead: (.*)", out)[1]
+        assert run_in_shell(command) == 0 and run_in_shell(command) != 0      # the second time it exists
+        assert audit(data_folder, "--dir_video", data_folder / expected)[0] == 0
+    assert (data_folder / "maps.npy").read_bytes() == kept
+
+
+def unknown_filter(folder):
+    """As a filter that nobody has leaves a file."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk((24,))
+    layout.set_filter(32767, h5py.h5z.FLAG_OPTIONAL, (3,))
+    with h5py.File(folder / "train_order.h5", "w", locking=False) as file:
+        h5py.h5d.create(file.id, b"order", h5py.h5t.NATIVE_INT64, h5py.h5s.create_simple((24,)), layout)
+
+
+def several_datasets(folder):
+    with h5py.File(folder / "visual_feature.h5", "w", locking=False) as file:
+        file["one/a"], file["two"] = np.ones((2, 3)), np.ones(4)
+
+
+ADVICE = {
+    "filter": (unknown_filter, "filter 32767 .*pip install hdf5plugin\n.*h5repack -f NONE .*order.h5 .*order_new.h5"),
+    "several": (several_datasets, r"it holds one/a \(2, 3\), two \(4,\); with the right one for NAME, write "),
+    "nothing": (lambda folder: h5py.File(folder / "visual_feature.h5", "w").close(), "it holds no dataset at all"),
+    "missing part": (lambda folder: in_another_file(folder).unlink(), "where it looks for them: /.*part.hdf5"),
+    "external": (lambda folder: rewrite(folder / "audio_feature.h5", None, shape=(40, 6, 12), dtype="f8", external=[
+        ("gone.bin", 0, 40 * 6 * 12 * 8)]), "where it looks for them: /.*gone.bin"),
+    "maps of VGGish": (change("audio_feature.h5", lambda a: np.ones((40, 6, 6, 4, 12))), "VGGish's last pooling layer"),
+}
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_what_no_command_can_fix_is_said(audit, data_folder, case):
+    apply, message = ADVICE[case]
+    apply(data_folder)
+    assert re.search(message, audit(data_folder)[2])
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(300)])
+def test_of_a_file_that_is_damaged_only_that_is_said(audit, data_folder, content):
+    (data_folder / "visual_feature.h5").write_bytes(content)
+    wrong = audit(data_folder)[2]
+    assert re.fullmatch(r"\n  - .*visual_feature.h5: cannot be read as HDF5 .*make it again\n\n.*cannot be .*\n", wrong)

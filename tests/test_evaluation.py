@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import MAIN, read, read_log
-from model.checkpoint import save
+from model.checkpoint import save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
 
@@ -34,7 +34,7 @@ def test_figures_of_training_printed_figures_and_predictions_agree(trained, eval
     """Without any option of the training repeated."""
     setting, folder, _ = trained
     out = evaluate("--save_predictions", tmp_path / "predictions.json").stdout
-    best = read_log(folder, setting)[2]["best_validation"]
+    best = read_log(folder, setting)[2]["best"]
     for split in ("val", "test"):
         assert f"{split} accuracy: {100 * best[f'{split}_accuracy']:.2f} %" in out
     saved = json.loads((tmp_path / "predictions.json").read_text())
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_does_not_fit_gives_no_figures(quick_script, tiny_fold
     network = PSPNetwork(**arguments)
     network.classifier[2].weight.data *= scale
     network.classifier[0].weight.data *= scale
-    save(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network": arguments,
+    save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network_args": arguments,
                                "weights": network.state_dict()})
     done = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder, code=2)
     assert expected in done.stderr and done.stderr.count("\n") == 1 and "accuracy" not in done.stdout

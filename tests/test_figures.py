@@ -1,7 +1,9 @@
 """Tables and comparisons hold what the runs gave, with the right intervals; pictures show what they are given."""
+import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -15,16 +17,18 @@ pytest.importorskip("matplotlib")
 from conftest import ROOT, run_main  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "figures"))
+import compare_runs  # noqa: E402
 import drawing  # noqa: E402
 import paper_tables  # noqa: E402
 import run_figures  # noqa: E402
 import run_results  # noqa: E402
 import video_figure  # noqa: E402
-from dataset import UserError, find_files, read_sizes, required_files  # noqa: E402
-from model import checkpoint  # noqa: E402
-from model.metrics import Predictions  # noqa: E402
+from dataset import find_files, read_sizes, required_files  # noqa: E402
+from model.checkpoint import save_tensors  # noqa: E402
+from model.options import data_sizes  # noqa: E402
 from PIL import Image  # noqa: E402
-from psp_model import FULLY_SUPERVISED  # noqa: E402
+from psp_model import PUBLISHED  # noqa: E402
+from utils import UserError  # noqa: E402
 
 
 def pictures(folder, count):
@@ -35,18 +39,19 @@ def pictures(folder, count):
     return folder
 
 
-def made_up_run(folder, correct, first_seed=1, digest="d", **options):
+def made_up_run(folder, correct, first_seed=1, fingerprint="d", **options):
     """The folder of a training with --runs and three checks; correct [seeds, videos]: correct ones of 10 segments."""
     runs = []
-    for seed, of_videos in enumerate(correct, start=first_seed):
-        runs.append({"seed": seed, "val": 0.7, "test": np.mean(of_videos) / 10, "best_test": 0.9,
-                     "test_correct": of_videos, "best_test_correct": [9] * len(of_videos)})
+    for seed, video_correct in enumerate(correct, start=first_seed):
+        runs.append({"seed": seed, "val": 0.7, "test": np.mean(video_correct) / 10, "best_test": 0.9,
+                     "test_correct": video_correct, "best_test_correct": [9] * len(video_correct)})
         checks = [{"epoch": epoch, "loss": 10.0 ** -epoch, "val_accuracy": (5 + epoch) / 10, "test_accuracy": 0.5}
                   for epoch in range(3)]
         log = folder / f"seed{seed}" / "PSP_fully.jsonl"
         log.parent.mkdir(parents=True)
-        log.write_text("\n".join(map(json.dumps, [{"run": {}}, *checks, {"result": {"best_validation": checks[2]}}])))
-    content = {"options": options, "segments": 10, "test_digest": digest, "runs": runs}
+        header = {"run": {"versions": {"git": f"abc{seed}"}}}
+        log.write_text("\n".join(map(json.dumps, [header, *checks, {"result": {"best": checks[2]}}])))
+    content = {"options": options, "segments": 10, "test_fingerprint": fingerprint, "runs": runs}
     (folder / "PSP_fully_runs.json").write_text(json.dumps(content))
     return folder
 
@@ -70,7 +75,7 @@ def test_a_difference_is_taken_seed_by_seed_and_video_by_video(tmp_path):
     baseline = result("baseline", [[0, 5, 9], [9, 0, 5]])
     better = result("better", [[1, 6, 10], [10, 1, 6]])
     reseeded = result("seeds", [[0, 5, 9], [9, 0, 5]], first_seed=7)
-    other_data = result("data", [[0, 5, 9], [9, 0, 5]], digest="e")
+    other_data = result("data", [[0, 5, 9], [9, 0, 5]], fingerprint="e")
     found = run_results.difference(better, baseline)
     assert [found["mean"], found["low"], found["high"]] == pytest.approx([10, 10, 10])
     assert found["paired"] and not run_results.difference(reseeded, baseline)["paired"]
@@ -87,7 +92,7 @@ def test_a_training_is_called_rising_if_its_gain_is_above_zero():
 
 def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(monkeypatch, tmp_path):
     monkeypatch.setattr(paper_tables, "TABLES", {"threshold": ("Pruning threshold", [
-        paper_tables.PSP["fully"]._replace(value=0.099),
+        paper_tables.Row("PSP", "fully", value=0.099),
         paper_tables.Row("threshold 0.5", "fully", ("--threshold", "0.5"), value=0.5),
         paper_tables.Row("chosen on test", "fully", metric="best_test")])})
     made_up_run(tmp_path / "rows" / "fully", [[8, 6], [6, 4]])
@@ -99,7 +104,8 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     assert pruned["std"] == pytest.approx(np.std([85, 55], ddof=1))
     assert pruned["difference"]["mean"] == pytest.approx(10) and pruned["gain"]["mean"] == pytest.approx(10)
     assert on_test["mean"] == pytest.approx(90)
-    assert "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (" in (tmp_path / "tables.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
+    assert "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (" in text and "### Commands of revision abc1 and abc2\n" in text
 
     shutil.rmtree(tmp_path / "rows")
     names = "tables.json", "tables.md", "threshold.png"
@@ -108,14 +114,24 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
+def test_the_stored_results_of_an_earlier_revision_give_the_committed_tables(tmp_path):
+    committed, number = ROOT / "figures" / "rehearsal", r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    shutil.copy(committed / "results.json.gz", tmp_path)
+    assert run_main("paper_tables.py", "--report_only", "--output_dir", tmp_path)[0] == 0
+    found, expected = ((folder / "tables.json").read_text() for folder in (tmp_path, committed))
+    assert re.split(number, found) == re.split(number, expected)
+    values, expected_values = (list(map(float, re.findall(number, text))) for text in (found, expected))
+    assert values == pytest.approx(expected_values, abs=1e-9)      # not the same bits on each processor
+
+
 def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tiny_folder, tmp_path):
-    options = ("--data_dir", tiny_folder, "--runs", 2, "--nb_epoch", 5, "--check_epoch", 1, "--jobs", 2,
+    options = ("--data_dir", tiny_folder, "--runs", 2, "--nb_epoch", 10, "--check_epoch", 3, "--jobs", 2,
                "--batch_size", 12, "--device", "cpu", "--output_dir", tmp_path)
     impossible = paper_tables.Row("threshold 7", "fully", ("--threshold", "7"))
-    monkeypatch.setattr(paper_tables, "TABLES", {"main": ("Title", [paper_tables.PSP["fully"], impossible])})
+    monkeypatch.setattr(paper_tables, "TABLES", {"main": ("Title", [paper_tables.Row("PSP", "fully"), impossible])})
 
     def stop_this_process():
-        while not list(tmp_path.glob("rows/fully/seed*/*.jsonl")):
+        while not list(tmp_path.glob("rows/fully/seed*/*_state.pt")):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=stop_this_process, daemon=True).start()
@@ -126,23 +142,26 @@ def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tin
     assert code == 2 and "1 of the rows failed" in error and "fully_threshold_7: fully_supervised_main.py: error" in out
     psp, failed = json.loads((tmp_path / "tables.json").read_text())["tables"]["main"]["rows"]
     assert psp["n"] == 2 and "error" in failed
+    assert "continuing the run" in (tmp_path / "rows" / "fully" / "output.txt").read_text()
 
 
 def test_each_row_has_a_command_of_its_own(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--nb_epoch", "20", "--avel_epochs", "60"])
-    args = paper_tables.options()
-    commands = {row.name: " ".join(paper_tables.command_of(row, args))
+    args = paper_tables.options().parse_args()
+    commands = {row.name: " ".join(paper_tables.row_command(row, args))
                 for _, rows in paper_tables.TABLES.values() for row in rows}
-    options = "--train --data_dir data --runs 10 --seed 123 --nb_epoch"
-    assert commands["weakly"] == f"weakly_supervised_main.py {options} 20"
-    assert commands["weakly_AVEL"] == f"model/avel.py --setting weakly {options} 60"
+    options = "--data_dir data --runs 10 --seed 123 --nb_epoch"
+    assert commands["weakly"] == f"weakly_supervised_main.py --train {options} 20"
+    assert commands["weakly_AVEL"] == f"model/avel.py --setting weakly --train {options} 60"
+    assert commands["fully_released_quirks_stale_avps_LAMBDA_10"] == (
+        f"model/released_training.py --setting fully --quirks stale_avps --train --LAMBDA 10 {options} 20")
     assert commands["weakly_once_more"] == commands["weakly"].replace("123", "1123")
     assert len(set(commands.values())) == len(commands)
 
 
 def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, tmp_path):
     figures = []
-    monkeypatch.setattr(drawing, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, path: figures.append(figure))
     folders = [made_up_run(tmp_path / "a", [[8, 6], [6, 4]], LAMBDA=100),
                made_up_run(tmp_path / "b", [[9, 7], [7, 5]], LAMBDA=100),
                made_up_run(tmp_path / "c", [[9, 7], [7, 5]], LAMBDA=1)]
@@ -152,6 +171,20 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
     assert [axes.get_ylabel() for axes in figures[0].axes] == list(drawing.PANELS.values())
     code, out, _ = run_main("compare_runs.py", *folders[1:])
     assert "training losses are not drawn" in out and len(figures[1].axes) == 2
+
+
+@pytest.mark.parametrize("name, options, other_options, same", [
+    ("PSP_fully", {"LAMBDA": 100}, {}, True),      # the default
+    ("PSP_fully", {"lr": 0.1, "second_normalisation": "on"}, {"lr": 0.2, "second_normalisation": "off"}, True),
+    ("PSP_fully", {"quirks": ["stale_avps"]}, {"quirks": ["released_order"]}, False),
+    ("PSP_fully", {"quirks": ["stale_avps"]}, {"released_quirks": ["stale_avps"]}, True),      # in earlier results
+    ("PSP_weakly", {"quirks": ["fixed_batches"]}, {}, True),
+    ("PSP_weakly", {"weak_labels": "tag"}, {"weak_labels": "share"}, False),
+    ("PSP_weakly", {"background_videos": "off"}, {}, False),
+    ("AVEL_weakly", {"batch_size": 32}, {"batch_size": 64}, True)])
+def test_losses_are_the_same_unless_an_option_changes_them(name, options, other_options, same):
+    one, other = (compare_runs.loss_options({"name": name, "options": given}) for given in (options, other_options))
+    assert (one == other) == same
 
 
 def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
@@ -166,17 +199,16 @@ def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
 def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, model_name):
     """Of an untrained network, and with names that matplotlib would take for formulas."""
     sizes = read_sizes(find_files(tiny_folder, required_files(["test"])))
-    config = {name: getattr(sizes, name) for name in ("audio_dim", "visual_dim", "map_size", "num_classes")}
-    if model_name == "PSP":
-        config |= dict(threshold=0.099, **FULLY_SUPERVISED)
-    weights = run_figures.NETWORKS[model_name](**config).state_dict()
+    network_args = {**data_sizes(sizes), **(PUBLISHED["fully"] if model_name == "PSP" else {})}
+    weights = run_figures.NETWORK_CLASSES[model_name](**network_args).state_dict()
     path, annotations, picture = tmp_path / "a.pt", tmp_path / "Annotations.txt", tmp_path / "a.png"
-    checkpoint.save(path, {"setting": "fully", "model_name": model_name, "network": config, "weights": weights})
+    save_tensors(path, {"setting": "fully", "model_name": model_name, "network_args": network_args,
+                        "weights": weights})
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
     frames = pictures(tmp_path / "frames", 6)
-    for figure, *options in (["video"], ["video", "--frames", frames], *zip(run_figures.OF_SPLIT)):
-        code, _, error = run_main("run_figures.py", figure, path, "--data_dir", tiny_folder, "--annotations",
-                                       annotations, "--output", picture, *options)
+    for figure, *options in (["video"], ["video", "--frames", frames], *zip(run_figures.SPLIT_FIGURES)):
+        code, _, error = run_main("run_figures.py", figure, path, "--data_dir", tiny_folder,
+                                  "--annotations", annotations, "--output", picture, *options)
         assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), error
         picture.unlink()
 
@@ -190,12 +222,17 @@ def test_the_curves_of_a_log_are_drawn_and_another_file_is_refused(tmp_path):
     assert code == 2 and "PSP_fully.jsonl: is not a log" in error
 
 
+def test_a_log_of_an_earlier_revision_is_read():
+    log = run_results.read_log(ROOT / "figures" / "full" / "PSP_fully.jsonl")
+    assert log.kept == 255 and log.val[255] == pytest.approx(99.602, abs=1e-3) and log.revision.startswith("030d9fa")
+
+
 def test_pictures_of_a_folder_are_sorted_by_their_numbers(tmp_path):
     pictures(tmp_path, 10)
-    frames = video_figure.recording_of_folder(tmp_path, 10).frames
+    frames = video_figure.read_recording_folder(tmp_path, 10).frames
     assert [frame[0, 0].tolist() for frame in frames] == [[number] * 3 for number in range(1, 11)]
     with pytest.raises(UserError, match="holds 10 PNG or JPEG files; 6 are needed"):
-        video_figure.recording_of_folder(tmp_path, 6)
+        video_figure.read_recording_folder(tmp_path, 6)
 
 
 def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_path):
@@ -204,26 +241,14 @@ def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_pa
     from films import film, number_of, tone
     sound = np.concatenate([np.zeros((16000, 1), np.int16), tone(1, strength=0.5), np.zeros((48000, 1), np.int16)])
     path = film(tmp_path / "film.mkv", seconds=5, rate=10, sound=sound)
-    frames, loudness = video_figure.recording_of_file(path, 5)
+    frames, loudness = video_figure.read_recording_file(path, 5)
     assert [number_of(frame) for frame in frames] == [5, 15, 25, 35, 45]
     assert loudness.reshape(5, -1).max(axis=1) == pytest.approx([0, 0.5, 0, 0, 0], abs=0.01)
 
 
-def test_boundary_errors_worked_by_hand():
-    labels = np.array([[9, 1, 1, 1, 9, 9], [2, 2, 2, 2, 2, 2], [9, 9, 3, 3, 9, 9]])
-    predicted = np.array([[1, 1, 1, 9, 9, 9], [2, 9, 9, 2, 2, 2], [9, 9, 4, 4, 9, 9]])
-    result = Predictions(np.arange(3), labels, predicted, np.ones(labels.shape))
-    # Video 0: 0..3 for 1..4. Video 1: of the two predicted events, 3..6 overlaps more. Video 2: another category.
-    assert run_figures.boundary_errors(result, 9) == ([-1, 3], [-1, 0], 1)
-
-
-def test_the_figures_of_the_readme_are_drawn(tmp_path):
-    assert run_main("readme_figures.py", "--output_dir", tmp_path)[0] == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure1_task.png", "figure2_framework.png"]
-
-
 def test_without_a_package_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.delitem(sys.modules, "data.video", raising=False)
+    for name in ("data.video", "video_figure"):      # imported again, without it
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match="pip install av=="):
-        video_figure.recording_of_file(tmp_path / "film.mp4", 10)
+        importlib.import_module("video_figure").read_recording_file(tmp_path / "film.mp4", 10)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from conftest import TESTS, close
 from golden import recipe
-from model.released import our_name
+from model.released_checkpoint import our_name
 from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, avps_loss, avps_target, fully_supervised_loss,
                        video_probability, weakly_supervised_loss)
 

@@ -54,12 +54,12 @@ def test_training_and_evaluation_give_the_same_bits_wherever_the_features_are(gp
         printed.add(out.partition("\n")[2].replace(str(checkpoint), "CHECKPOINT"))
         assert_same_run(tmp_path / "cuda:0", tmp_path / place, setting)
     assert len(printed) == 1
-    best = read_log(tmp_path / "cuda:0", setting)[2]["best_validation"]
+    best = read_log(tmp_path / "cuda:0", setting)[2]["best"]
     assert f"test accuracy: {100 * best['test_accuracy']:.2f} %" in printed.pop()
 
 
 @pytest.mark.parametrize("setting, options", [
-    ("fully", ("--released_quirks", "all")), ("weakly", ("--released_quirks", "all", "--features", "memory")),
+    ("fully", ("--quirks", "all")), ("weakly", ("--quirks", "all", "--features", "memory")),
     ("fully", ("--precision", "fp64", "--features", "disk", "--modality", "audio"))], ids=["fully", "weakly", "fp64"])
 def test_a_stopped_run_continues_with_the_random_numbers_of_the_gpu(gpu_train, tmp_path, monkeypatch, setting, options):
     options += ("--check_epoch", 9)
@@ -76,7 +76,7 @@ def test_no_step_waits_for_the_gpu(gpu_train, tiny_folder, tmp_path, setting, fe
     """With ten times the steps of an epoch, the processor waits as often."""
     rewrite(tmp_path / "order.h5", np.arange(30), "order")
     options = ("--dir_order_train", tmp_path / "order.h5", "--features", features, "--log_steps", "--nb_epoch", 1)
-    options += ("--background_videos", "off") if setting == "weakly" else ("--released_quirks", "stale_avps")
+    options += ("--background_videos", "off") if setting == "weakly" else ("--quirks", "stale_avps")
     few, many = (gpu_train(setting, *options, "--batch_size", size)[0] for size in (10, 1))
     assert len(read_log(tmp_path, setting)[1][0]["losses"]) == 30 and few == many and few
 
@@ -89,7 +89,7 @@ def test_avel_trains_resumes_and_evaluates(quick_script, tiny_folder, tmp_path, 
         quick_script(*options, *training)
         assert "with epoch 1" in quick_script(*options, *training, "--resume").stdout
         out = quick_script(*options, "--trained_model_path", tmp_path / f"AVEL_{setting}.pt").stdout
-    best = read_log(tmp_path, setting, "AVEL")[2]["best_validation"]
+    best = read_log(tmp_path, setting, "AVEL")[2]["best"]
     assert f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out
 
 

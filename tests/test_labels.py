@@ -22,6 +22,15 @@ def test_label_files_worked_by_hand(quick_script, tmp_path):
     assert "line 4 (video row 2, id2)" in done.stdout
 
 
+def test_a_misspelt_category_is_noted_if_most_are_of_AVE(quick_script, tmp_path):
+    lines = "Bark&id0&good&0&4\nCat&id1&good&0&4\n{}&id2&good&0&4\nHorse&id3&good&0&4\n"
+    assert "not a category" not in prepare(quick_script, tmp_path, lines.format("Bus")).stdout
+    assert "note: 'Buss' is not a category of AVE (1 lines, the first is line 3)" in prepare(
+        quick_script, tmp_path, lines.format("Buss"), "--overwrite").stdout
+    own = "one&id0&good&0&4\ntwo&id1&good&0&4\nBark&id2&good&0&4\n"
+    assert "not a category" not in prepare(quick_script, tmp_path, own, "--overwrite").stdout
+
+
 def test_a_bad_line_writes_nothing(quick_script, tmp_path):
     done = prepare(quick_script, tmp_path, "cat&id0&good&0&4\ncat&id1&good&0&11\n", code=2)
     assert "line 2 " in done.stderr and not (tmp_path / "out").exists()

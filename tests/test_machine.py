@@ -1,9 +1,7 @@
 """Results do not depend on where features lie or on the number of processes; memory, precision and the surroundings."""
-import fcntl
 import io
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +13,8 @@ import torch
 import utils
 from conftest import MAIN, ROOT, assert_same_run, read_log
 from model.avel import AVELNetwork
-from model.checkpoint import load
+from model import options
+from model.checkpoint import load_checkpoint
 from pretended_gpu import pretended_gpu
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
@@ -31,7 +30,7 @@ def test_memory_and_disk_train_to_the_same_bits(train, tmp_path, setting):
 
 @pytest.mark.parametrize("available, expected", [(100e9, "held in memory (cpu)"), (1e9, "read from disk")])
 def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch, available, expected):
-    monkeypatch.setattr(utils, "main_memory", lambda: (200e9, available))
+    monkeypatch.setattr(options, "main_memory", lambda: (200e9, available))
     assert expected in train("fully", "--nb_epoch", 1, "--device", "cpu").stdout
 
 
@@ -40,13 +39,13 @@ def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch
 def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, precision, expected, capsys):
     video = 10 * 7 * 7 * 512
     with pretended_gpu(free):
-        utils.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
+        options.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
                      torch.device("cuda:0"))
     assert expected in capsys.readouterr().out
 
 
 def test_features_that_no_memory_can_hold_are_refused_before_they_are_read(train, monkeypatch):
-    monkeypatch.setattr(utils, "main_memory", lambda: (1000, 1000))
+    monkeypatch.setattr(options, "main_memory", lambda: (1000, 1000))
     error = train("fully", "--features", "memory", code=2).stderr
     assert "--features memory: the features need" in error and error.count("\n") == 1
 
@@ -77,7 +76,7 @@ def test_a_bug_keeps_its_traceback_in_training_and_evaluation(trained, train, qu
 # -------------------------------------------------------------------------------------------- precision
 
 def accuracy_line(folder, setting):
-    return f"test accuracy: {100 * read_log(folder, setting)[2]['best_validation']['test_accuracy']:.2f} %"
+    return f"test accuracy: {100 * read_log(folder, setting)[2]['best']['test_accuracy']:.2f} %"
 
 
 def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(train, quick_script, tiny_folder, tmp_path):
@@ -100,7 +99,7 @@ def test_a_processor_without_bf16_is_recognised(tmp_path, flags, has_bf16):
 def test_fp64_trains_in_float64_and_leaves_nothing_behind_for_the_next_run(train, tmp_path):
     for folder, precision in (("first", "fp32"), ("double", "fp64"), ("second", "fp32")):
         train("fully", "--precision", precision, "--output_dir", tmp_path / folder)
-    dtypes = {weight.dtype for weight in load(tmp_path / "double" / "PSP_fully.pt")["weights"].values()}
+    dtypes = {weight.dtype for weight in load_checkpoint(tmp_path / "double" / "PSP_fully.pt")["weights"].values()}
     assert dtypes == {torch.float64}
     assert_same_run(tmp_path / "first", tmp_path / "second", "fully")
     assert read_log(tmp_path / "double", "fully")[0]["data"] == read_log(tmp_path / "first", "fully")[0]["data"]
@@ -192,45 +191,27 @@ def test_variables_of_a_cluster_without_torchrun_are_ignored(train, tmp_path, mo
     assert_same_run(tmp_path / "plain", tmp_path / "cluster", "fully")
 
 
-def test_an_output_folder_without_file_locks_is_fine(train, monkeypatch):
-    for name in ("flock", "lockf"):
-        monkeypatch.setattr(fcntl, name, Mock(side_effect=OSError(37, "No locks available")))
-    train("fully", "--nb_epoch", 1)
-
-
 PROGRAM = f"""
 import sys
 from functools import partial
 sys.path.insert(0, {str(ROOT)!r})
 import fully_supervised_main, utils
+from model import released_training
 fully_supervised_main.PSPNetwork = partial(fully_supervised_main.PSPNetwork, dropout=0)
 with utils.one_line_errors():
-    fully_supervised_main.main()
+    released_training.main()
 """
-
-
-def test_the_revision_of_an_unrelated_repository_around_the_code_is_not_logged(tmp_path):
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
-    copy = tmp_path / "copy"
-    shutil.copytree(ROOT / "model", copy / "model", ignore=shutil.ignore_patterns("*.pt"))
-    for name in ("dataset.py", "psp_model.py"):
-        shutil.copy(ROOT / name, copy)
-    done = subprocess.run([sys.executable, "-c", "from model.run import versions; print(versions()['git'])"], cwd=copy,
-                          capture_output=True, text=True)
-    assert done.stdout == "None\n", done.stderr
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
 def test_two_processes_train_as_one(train, tiny_folder, tmp_path, monkeypatch):
     """Without dropout, since each process draws its own. Each process keeps stale targets of its rows of a batch."""
-    options = ("--nb_epoch", 3, "--check_epoch", 1, "--released_quirks", "stale_avps", "--device", "cpu")
+    options = ("--nb_epoch", 3, "--check_epoch", 1, "--device", "cpu")
     monkeypatch.setattr("fully_supervised_main.PSPNetwork", partial(PSPNetwork, dropout=0))
-    train("fully", *options, "--output_dir", tmp_path / "one")
+    train("fully", "--quirks", "stale_avps", *options, "--output_dir", tmp_path / "one")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               tmp_path / "program.py", "--train", "--batch_size", 12, *options, "--data_dir", tiny_folder,
+               tmp_path / "program.py", "--setting", "fully", "--quirks", "stale_avps", "--train", "--batch_size", 12, *options, "--data_dir", tiny_folder,
                "--output_dir", tmp_path / "two"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

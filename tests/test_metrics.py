@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from conftest import read
-from dataset import read_annotations
-from model.metrics import Predictions, bootstrap_interval, events_of, matched_events
+from model.class_names import read_annotations
+from model.metrics import Predictions, bootstrap_interval, find_events, matched_events
 
 B = 9      # background
 
@@ -44,7 +44,7 @@ def test_nothing_to_count_is_not_zero():
 
 
 def test_events_are_the_runs_of_one_category():
-    assert events_of(np.array([1, 1, 2, B, 2]), B) == [(1, 0, 2), (2, 2, 3), (2, 4, 5)]
+    assert find_events(np.array([1, 1, 2, B, 2]), B) == [(1, 0, 2), (2, 2, 3), (2, 4, 5)]
 
 
 def test_half_an_overlap_is_enough_and_a_true_event_counts_once():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, TESTS, read_log, rewrite
+from conftest import RELEASED, TESTS, read_log, rewrite
 from dataset import AVEDataset, find_files, required_files, shuffled
 from golden import recipe
 from model.released_training import StaleTargets, draw_released_weights, fixed_batches, released_order
@@ -17,11 +17,11 @@ TRAIN = BATCHES["order"]
 
 
 def test_stale_targets_equal_the_released_targets():
-    target_of, labels = StaleTargets(background=28), torch.tensor(BATCHES["labels"])[TRAIN]
+    targets, labels = StaleTargets(background=28), torch.tensor(BATCHES["labels"])[TRAIN]
     for expected, batches in zip(BATCHES["fully"], released_order(len(TRAIN), BATCHES["batch_size"], 123)):
         for golden, positions in zip(expected, batches, strict=True):
             assert [TRAIN[position] for position in positions] == golden["videos"]
-            assert torch.equal(target_of(labels[positions]), torch.tensor(golden["avps_target"]))
+            assert torch.equal(targets(labels[positions]), torch.tensor(golden["avps_target"]))
 
 
 def test_fixed_batches_equal_the_released_batches():
@@ -31,10 +31,10 @@ def test_fixed_batches_equal_the_released_batches():
 
 
 @pytest.mark.parametrize("setting, option, value", [
-    ("fully", "--released_quirks", ""), ("fully", "--released_quirks", "released_order"),
-    ("fully", "--released_quirks", "stale_avps"), ("fully", "--released_quirks", "initial_weights"),
-    ("fully", "--LAMBDA", "7"), ("weakly", "--released_quirks", ""), ("weakly", "--released_quirks", "fixed_batches"),
-    ("weakly", "--released_quirks", "initial_weights"), ("weakly", "--weak_labels", "tag")])
+    ("fully", "--quirks", ""), ("fully", "--quirks", "released_order"),
+    ("fully", "--quirks", "stale_avps"), ("fully", "--quirks", "initial_weights"),
+    ("fully", "--LAMBDA", "7"), ("weakly", "--quirks", ""), ("weakly", "--quirks", "fixed_batches"),
+    ("weakly", "--quirks", "initial_weights"), ("weakly", "--weak_labels", "tag")])
 def test_each_option_changes_one_thing(train, tiny_folder, tmp_path, setting, option, value):
     """The loss of every step equals the loss of a plain loop in which one thing differs; the learning rate is 0."""
     train(setting, "--nb_epoch", 2, "--lr", 0, "--log_steps", option, value, "--device", "cpu")
@@ -89,8 +89,8 @@ def dropout_is_drawn_as_in_the_twin():
 @pytest.mark.parametrize("setting", ["fully", "weakly"])
 def test_every_step_has_the_loss_of_the_released_scripts_own_run(quick_script, twin_folder, tmp_path, setting):
     """golden/twin64.json: the released scripts in float64, seed 123, batches of 16, 5 epochs; on any processor."""
-    quick_script(MAIN[setting], "--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100,
-                 "--released_quirks", "all", "--precision", "fp64", "--log_steps", "--device", "cpu",
+    quick_script(RELEASED, "--setting", setting, "--train", "--batch_size", 16, "--nb_epoch", 5, "--check_epoch", 100,
+                 "--precision", "fp64", "--log_steps", "--device", "cpu",
                  "--data_dir", twin_folder, "--output_dir", tmp_path)
     losses = sum([epoch["losses"] for epoch in read_log(tmp_path, setting)[1]], [])
     assert losses == pytest.approx(TWIN[setting], rel=1e-9)

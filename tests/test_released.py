@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import TESTS
-from dataset import UserError
 from golden import recipe
-from model.checkpoint import load, rebuild
-from model.released import Inert, our_name
+from model.checkpoint import load_checkpoint, rebuild
+from model.released_checkpoint import Inert, our_name
 from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
-from released_models import released_network, save
+from stand_ins import released_network, save_module
+from utils import UserError
 
 GOLDEN = json.loads((TESTS / "golden" / "released.json").read_text())
 OPTIONS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
@@ -35,8 +35,8 @@ def released(request):
 
 def assert_is_the_golden_network(path, setting):
     """The checkpoint at `path` is of the setting, and its network gives the released code's outputs, in float32."""
-    checkpoint = load(path, setting)
-    assert checkpoint["network"]["threshold"] == PAPER_THRESHOLD[setting] == GOLDEN[setting]["threshold"]
+    checkpoint = load_checkpoint(path, setting)
+    assert checkpoint["network_args"]["threshold"] == PAPER_THRESHOLD[setting] == GOLDEN[setting]["threshold"]
     network = rebuild(checkpoint, path, PSPNetwork).eval()
     audio, visual, _ = recipe.inputs(GOLDEN["seed"], GOLDEN["batch"])
     output = network(torch.from_numpy(audio).float(), torch.from_numpy(visual).float())
@@ -48,11 +48,11 @@ def assert_is_the_golden_network(path, setting):
 def test_a_pickled_module_loads_and_computes_what_the_released_code_computes(released, tmp_path, legacy):
     setting, weights = released
     path = tmp_path / "PSP.pt"
-    save(released_network(setting, weights), path, legacy)
+    save_module(released_network(setting, weights), path, legacy)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)      # what a user meets without this repository
     for name, value in weights.items():
-        assert torch.equal(load(path)["weights"][our_name(name, setting)], value)
+        assert torch.equal(load_checkpoint(path)["weights"][our_name(name, setting)], value)
     assert_is_the_golden_network(path, setting)
 
 
@@ -60,7 +60,7 @@ def test_a_module_that_was_trained_on_several_gpus(released, tmp_path):
     setting, weights = released
     network = torch.nn.DataParallel(released_network(setting, weights))
     network.src_device_obj, network.size = torch.device("cuda:0"), torch.Size([2])      # as on a GPU
-    save(network, tmp_path / "PSP.pt", legacy=True)
+    save_module(network, tmp_path / "PSP.pt", legacy=True)
     assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
@@ -81,11 +81,12 @@ def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap)
 def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
     setting, weights = released
     theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
-    save(released_network(setting, weights), theirs, legacy=True)
-    quick_script("model/released.py", theirs, ours)
-    assert torch.load(ours, weights_only=True).keys() == {"setting", "model_name", "network", "weights", "class_names"}
+    save_module(released_network(setting, weights), theirs, legacy=True)
+    quick_script("model/convert_checkpoint.py", theirs, ours)
+    assert torch.load(ours, weights_only=True).keys() == {"setting", "model_name", "network_args", "weights",
+                                                             "class_names"}
     assert_is_the_golden_network(ours, setting)
-    assert "--overwrite" in quick_script("model/released.py", theirs, ours, code=2).stderr
+    assert "--overwrite" in quick_script("model/convert_checkpoint.py", theirs, ours, code=2).stderr
 
 
 @pytest.mark.parametrize("change, expected", [
@@ -99,7 +100,7 @@ def test_a_network_that_is_not_whole_is_refused(released, tmp_path, change, expe
     change(weights, "psp.v_L1.weight")
     torch.save(weights, tmp_path / "PSP.pt")
     with pytest.raises(UserError, match=expected) as error:
-        rebuild(load(tmp_path / "PSP.pt"), tmp_path / "PSP.pt", PSPNetwork)
+        rebuild(load_checkpoint(tmp_path / "PSP.pt"), tmp_path / "PSP.pt", PSPNetwork)
     assert str(tmp_path / "PSP.pt") in str(error.value)
 
 
@@ -151,7 +152,7 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
     path.write_bytes(file_of(program, legacy))
     before = dict(vars(Inert))
     with pytest.raises(UserError, match=expected) as error:
-        load(path)
+        load_checkpoint(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["PSP.pt"]
     assert dict(vars(Inert)) == before
@@ -186,5 +187,5 @@ def half(path):
 def test_other_files_end_in_one_clear_line(tmp_path, write, expected):
     write(tmp_path / "PSP.pt")
     with pytest.raises(UserError, match=expected) as error:
-        load(tmp_path / "PSP.pt")
+        load_checkpoint(tmp_path / "PSP.pt")
     assert "\n" not in str(error.value)

@@ -1,12 +1,14 @@
 """Synthetic AVE is in the published format, follows its own rules, and needs both ears and eyes."""
 import h5py
 import numpy as np
+import pytest
 import torch
 
 from conftest import MAIN, TINY, read
+from data.hdf5 import new_h5
 from data.synthetic import FAMILIES, World, own_annotations
 from dataset import AVEDataset, find_files, required_files
-from model.checkpoint import load, rebuild
+from model.checkpoint import load_checkpoint, rebuild
 from psp_model import PSPNetwork
 
 
@@ -27,6 +29,17 @@ def test_all_files_in_the_published_format(quick_script, tmp_path):
             assert data.shape == shape and data.dtype == dtype and data.chunks is None
     rows = np.concatenate([read(tmp_path / f"{split}_order.h5", "order") for split in ("train", "val", "test")])
     assert sorted(rows) == list(range(6))
+
+
+def test_a_new_file_gets_its_name_when_it_is_whole(tmp_path):
+    with pytest.raises(KeyError), new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
+        raise KeyError
+    with pytest.raises(OSError, match="No space left") as error, new_h5(tmp_path / "a.h5", (10**15,), "f4"):
+        pass
+    assert error.value.filename == str(tmp_path / "a.h5") and not list(tmp_path.iterdir())
+    with new_h5(tmp_path / "a.h5", (3,), "f4") as dataset:
+        dataset[:] = [1, 2, 3]
+    assert read(tmp_path / "a.h5").tolist() == [1, 2, 3]
 
 
 def test_labels_have_the_statistics_of_AVE():
@@ -67,17 +80,17 @@ def test_only_hearing_and_seeing_tells_an_event():
         assert seen == {category % FAMILIES}
         for t in range(10):
             heard = [c for c in range(14) if strong(audio[t], world.sounds[c])]
-            of_source = strong(audio[t], world.hums[category % FAMILIES])
+            source_heard = strong(audio[t], world.hums[category % FAMILIES])
             if event[t]:
-                assert of_source and cells[t].any()
+                assert source_heard and cells[t].any()
                 assert len(heard) == 1      # the event's own sound, or the sound of the second source over it
                 assert heard == [category] or (heard[0] - category) % FAMILIES
                 cases["event, heard clearly" if heard == [category] else "event, drowned"] += 1
             elif cells[t].any():
-                assert not of_source and heard and category not in heard
+                assert not source_heard and heard and category not in heard
                 cases["look alone"] += 1
             else:
-                cases["sound alone" if of_source else "neither"] += 1
+                cases["sound alone" if source_heard else "neither"] += 1
         assert cells.sum(axis=(1, 2)).max() <= 4
     assert min(cases.values()) > 25, cases
 
@@ -118,7 +131,7 @@ def test_a_trained_network_attends_to_the_source(main_in_process, tmp_path):
     assert main_in_process(MAIN["fully"], "--train", "--data_dir", tmp_path, "--output_dir", tmp_path / "run",
                            "--nb_epoch", 20, "--batch_size", 16, "--lr", 0.003, "--LAMBDA", 0)[0] == 0
     test = AVEDataset(find_files(tmp_path, required_files(["test"])), "test")[:]
-    checkpoint = load(tmp_path / "run" / "PSP_fully.pt")
+    checkpoint = load_checkpoint(tmp_path / "run" / "PSP_fully.pt")
     with torch.inference_mode():
         output = rebuild(checkpoint, "PSP_fully.pt", PSPNetwork).eval()(test["audio"], test["visual"])
     cells = torch.from_numpy(read(tmp_path / "true_cells.h5"))[test["video"]].flatten(2)

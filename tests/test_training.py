@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
-from dataset import TrainingBatches, UserError
-from model.checkpoint import load
+from dataset import TrainingBatches
+from model.checkpoint import load_checkpoint
 from model.metrics import bootstrap_interval
+from utils import UserError
 
 
 # -------------------------------------------------------------------------------------- what a run gives
@@ -31,28 +32,28 @@ def test_log_checkpoint_and_printed_figures_agree(trained):
     assert [epoch["epoch"] for epoch in epochs if "val_accuracy" in epoch] == [2, 4, 6, 7]
     best = max(epochs[2:7:2], key=lambda epoch: epoch["val_accuracy"])
     best_test = max(epochs[2:7:2], key=lambda epoch: epoch["test_accuracy"])
-    assert result == {"best_validation": best, "best_test": best_test, "last": epochs[7], "checks": 3}
+    assert result == {"best": best, "best_test": best_test, "last": epochs[7], "checks": 3}
     for text, accuracy in (("best validation accuracy", best["val_accuracy"]),
                            ("test accuracy at the best validation epoch", best["test_accuracy"]),
                            ("test accuracy after the last epoch", epochs[7]["test_accuracy"]),
                            ("best test accuracy over all 3 checks", best_test["test_accuracy"])):
         assert f"{text}: {100 * accuracy:.2f} %" in out
-    checkpoint = load(folder / f"PSP_{setting}.pt", setting)
+    checkpoint = load_checkpoint(folder / f"PSP_{setting}.pt", setting)
     assert checkpoint["epoch"] == best["epoch"] and checkpoint["val_accuracy"] == best["val_accuracy"]
 
 
 def test_the_last_epoch_counts_if_it_is_the_only_check(train, tmp_path):
     train("fully", "--nb_epoch", 1)
     result = read_log(tmp_path, "fully")[2]
-    assert result["checks"] == 1 and result["best_validation"] == result["last"]
-    assert load(tmp_path / "PSP_fully.pt")["epoch"] == 0
+    assert result["checks"] == 1 and result["best"] == result["last"]
+    assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == 0
 
 
 def test_of_equal_checks_the_earlier_one_is_kept(train, tmp_path):
     train("fully", "--check_epoch", 1, "--lr", 0)      # so every check has the same accuracy
     result = read_log(tmp_path, "fully")[2]
-    assert result["checks"] == 3 and result["best_validation"]["epoch"] == result["best_test"]["epoch"] == 1
-    assert load(tmp_path / "PSP_fully.pt")["epoch"] == 1
+    assert result["checks"] == 3 and result["best"]["epoch"] == result["best_test"]["epoch"] == 1
+    assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == 1
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(trained, train, tmp_path):
@@ -87,17 +88,17 @@ def test_without_background_videos_their_files_are_not_needed(train, data_folder
 def test_the_checkpoint_records_what_was_left_out(train, quick_script, tiny_folder, tmp_path, setting, options,
                                                   argument, value):
     train(setting, "--nb_epoch", 1, *options)
-    assert load(tmp_path / f"PSP_{setting}.pt")["network"][argument] == value
+    assert load_checkpoint(tmp_path / f"PSP_{setting}.pt")["network_args"][argument] == value
     out = quick_script(MAIN[setting], "--trained_model_path", tmp_path / f"PSP_{setting}.pt",
                        "--data_dir", tiny_folder).stdout
-    best = read_log(tmp_path, setting)[2]["best_validation"]
+    best = read_log(tmp_path, setting)[2]["best"]
     assert f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out
 
 
 def test_features_of_random_weights_are_marked_in_the_log(train, data_folder, tmp_path):
     with h5py.File(data_folder / "audio_feature.h5", "a", locking=False) as file:
         file["avadataset"].attrs["random_weights"] = True
-    assert "no result on them means anything" in train("fully", "--nb_epoch", 1, "--data_dir", data_folder).stderr
+    assert "results on them are meaningless" in train("fully", "--nb_epoch", 1, "--data_dir", data_folder).stderr
     assert read_log(tmp_path, "fully")[0]["data"]["random_weights"] is True
 
 
@@ -122,7 +123,7 @@ def test_runs_equal_runs_of_single_seeds(train, tmp_path):
     for run in saved["runs"]:
         train("fully", "--seed", run["seed"], "--output_dir", tmp_path / f"{run['seed']}")
         assert_same_run(tmp_path / "runs" / f"seed{run['seed']}", tmp_path / f"{run['seed']}", "fully")
-        best = read_log(tmp_path / f"{run['seed']}", "fully")[2]["best_validation"]
+        best = read_log(tmp_path / f"{run['seed']}", "fully")[2]["best"]
         assert (run["best_epoch"], run["val"], run["test"]) == (
             best["epoch"], best["val_accuracy"], best["test_accuracy"])
         assert sum(run["test_correct"]) / (7 * 6) == pytest.approx(run["test"])
@@ -174,7 +175,7 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not_been(monkeypatch, tiny
 
 @pytest.mark.parametrize("setting, quirks", [("fully", ""), ("fully", "all"), ("weakly", ""), ("weakly", "all")])
 def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_path, monkeypatch, setting, quirks):
-    options = ("--nb_epoch", 6, "--check_epoch", 10, "--save_epoch", 2, "--released_quirks", quirks)
+    options = ("--nb_epoch", 6, "--check_epoch", 10, "--save_epoch", 2, "--quirks", quirks)
     train(setting, *options, "--output_dir", tmp_path / "whole")
     replace, left = os.replace, iter(range(2))
 
@@ -229,7 +230,7 @@ def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, train, 
 
 
 @pytest.mark.parametrize("option, expected", [
-    (("--lr", 0.5), "other options (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "other network (threshold: ")])
+    (("--lr", 0.5), "other options (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "other network_args (threshold: ")])
 def test_resuming_with_other_options_is_refused_and_changes_nothing(finished, train, option, expected):
     setting, folder, options = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -242,7 +243,7 @@ def test_resuming_with_other_data_is_refused(finished, train, data_folder):
     setting, folder, options = finished
     change("visual_feature.h5", lambda features: features * 1.5)(data_folder)
     error = train(setting, *options, "--data_dir", data_folder, "--resume", code=2).stderr
-    assert "has other data (digest_test: " in error and error.count("\n") == 1
+    assert "has other data (fingerprint_test: " in error and error.count("\n") == 1
 
 
 def test_resuming_without_the_log_is_refused(finished, train):
@@ -289,8 +290,8 @@ def test_the_options_of_the_released_scripts(trained, quick_script, tiny_folder,
     ([], "give either --train"),
     (["--trained_model_path", "x.pt", "--attention", "mean"], "--attention needs --train"),
     (["--train", "--save_predictions", "x.json"], "--save_predictions needs --trained_model_path"),
-    (["--train", "--modality", "audio", "--released_quirks", "all"], "initial_weights needs all layers"),
-    (["--train", "--released_quirks", "fixed_batches"], "'fixed_batches' is unknown; fully supervised training has: "),
+    (["--trained_model_path", "x.pt", "--LAMBDA", "1"], "--LAMBDA needs --train"),
+    (["--trained_model_path", "x.pt", "--nb_epoch", "1"], "--nb_epoch needs --train"),
     (["--train", "--seed", "4294967295", "--runs", "2"], "2^32"),
     (["--train", "--threshold", "-0.1"], "--threshold: '-0.1' is not a number in 0..1 (see --help)\n"),
     (["--train", "--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
@@ -304,6 +305,15 @@ def test_options_that_cannot_be_used_are_refused_in_one_line(quick_script, tiny_
     assert expected in error and error.count("\n") == 1
 
 
-def test_a_batch_that_does_not_divide_among_processes_is_refused():
+@pytest.mark.parametrize("options, expected", [
+    (("--modality", "audio", "--quirks", "all"), "initial_weights needs all layers"),
+    (("--quirks", "fixed_batches"), "'fixed_batches' is unknown; fully supervised training has: ")])
+def test_quirks_that_cannot_be_used_are_refused_in_one_line(train, options, expected):
+    error = train("fully", *options, code=2).stderr
+    assert expected in error and error.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("dataset.rank_and_world_size", lambda: (1, 2))
     with pytest.raises(UserError, match="--batch_size 7 is not divisible by the number of processes, 2"):
-        TrainingBatches(range(24), 7, 123, torch.device("cpu"), rank=1, world_size=2)
+        TrainingBatches(range(24), 7, 123, torch.device("cpu"))

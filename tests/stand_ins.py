@@ -1,6 +1,6 @@
 """Stand-ins for the authors' classes: same class and parameter names and structure, written by hand for the tests.
 
-The modules `fully_model` and `weakly_model`, and torch 1.2's `thnn`, exist only while `save` runs.
+The modules `fully_model` and `weakly_model`, and torch 1.2's `thnn`, exist only while `save_module` runs.
 """
 import sys
 import types
@@ -71,7 +71,7 @@ _get_thnn_function_backend.__module__ = "torch.nn.backends.thnn"
 MODULES["torch.nn.backends.thnn"]._get_thnn_function_backend = _get_thnn_function_backend
 
 
-def save(content, path, legacy):
+def save_module(content, path, legacy):
     """torch.save of whole modules, in the stream of torch 1.2 (with the source of torch's classes) or as a zip."""
     if legacy and isinstance(content, nn.Module):
         for module in content.modules():

@@ -1,6 +1,4 @@
-"""Converts the authors' checkpoints; the scripts' --trained_model_path also takes them unconverted.
-
-    python model/released.py downloads/PSP_fully.pt model/PSP_fully.pt
+"""Reads the authors' checkpoints: the tensors in a module that `torch.save` wrote, without running anything.
 
 The authors saved whole modules. PyTorch writes a module as a pickle: a program that may call any Python function.
 `torch.load(weights_only=True)` refuses such a file, and `weights_only=False` runs it. Here torch.load reads the file
@@ -9,15 +7,12 @@ tensor, and any other name is refused.
 """
 import io
 import pickle
-import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import UserError, one_line  # noqa: E402
+from utils import UserError, one_line
 
 
 # A pickle can call each of these with any arguments and can try to set its attributes. Pickle does set the attributes
@@ -112,13 +107,13 @@ def read_released(path, data):
     except Exception as error:      # a broken file can raise anything
         raise UserError(f"{path}: cannot be read as a PyTorch checkpoint "
                         f"({type(error).__name__}: {one_line(error)}); download it again") from error
-    state = find_state(content)
-    if state is None:
+    weights = find_weights(content)
+    if weights is None:
         raise UserError(f"{path}: is not a checkpoint of these networks")
-    return state
+    return weights
 
 
-def find_state(content):
+def find_weights(content):
     """{name: tensor} from what torch.load gave: a state dict, or a module as `read_released` sees it. Else None.
 
     Takes the entry 'state_dict' or 'model' of a dict, and removes DataParallel's 'module.' if all names begin with it.
@@ -126,7 +121,7 @@ def find_state(content):
     if isinstance(content, dict):
         content = content.get("state_dict", content.get("model", content))
     if isinstance(content, Inert) and content.parts:
-        content = _module_state(content)
+        content = _module_weights(content)
     if not isinstance(content, dict) or not content:
         return None
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
@@ -135,15 +130,15 @@ def find_state(content):
     return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
-def _module_state(module, prefix="", depth=0):
+def _module_weights(module, prefix="", depth=0):
     """{name: tensor} of a module and its parts, as in its state_dict()."""
-    state = {}
+    weights = {}
     for name, part in module.parts.items():
         if isinstance(part, torch.Tensor):
-            state[f"{prefix}{name}"] = part
+            weights[f"{prefix}{name}"] = part
         elif isinstance(part, Inert) and depth < 8:      # a broken file can put a module into itself
-            state.update(_module_state(part, f"{prefix}{name}.", depth + 1))
-    return state
+            weights.update(_module_weights(part, f"{prefix}{name}.", depth + 1))
+    return weights
 
 
 # released name -> our name, of modules; a parameter below a module keeps its own last name (weight_ih_l0, bias, ...).
@@ -189,45 +184,18 @@ def our_name(released_name, setting):
     return f"{RELEASED_NAMES[setting][module]}.{parameter}"
 
 
-def released_setting(state):
-    """'fully' or 'weakly' for a state with the authors' names, else None."""
-    return "weakly" if "W3.weight" in state else "fully" if "fa.0.weight" in state else None
+def released_setting(weights):
+    """'fully' or 'weakly' for weights with the authors' names, else None."""
+    return "weakly" if "W3.weight" in weights else "fully" if "fa.0.weight" in weights else None
 
 
-def released_weights(state, setting):
-    """{our name: float32 tensor} from a state with the authors' names, without the parameters that they never use.
+def released_weights(weights, setting):
+    """{our name: float32 tensor} from weights with the authors' names, without the parameters that they never use.
 
     Raises UserError for an unknown name. `model.checkpoint.rebuild` finds missing ones.
     """
-    used = [name for name in state if name.split(".")[0] not in RELEASED_UNUSED[setting]]
+    used = [name for name in weights if name.split(".")[0] not in RELEASED_UNUSED[setting]]
     unknown = [name for name in used if name.rpartition(".")[0] not in RELEASED_NAMES[setting]]
     if unknown:
         raise UserError(f"is not a {setting} supervised network of the authors: it has {ascii(unknown[:5])[1:-1]}")
-    return {our_name(name, setting): state[name].float() for name in used}
-
-
-def main():
-    from model.checkpoint import load, rebuild, save
-    from psp_model import PSPNetwork
-    from utils import OptionParser, add_overwrite_option, refuse_to_overwrite
-
-    parser = OptionParser(__doc__)
-    parser.add_argument("released", type=Path, metavar="IN", help="the authors' checkpoint")
-    parser.add_argument("ours", type=Path, metavar="OUT", help="the checkpoint to write")
-    add_overwrite_option(parser)
-    args = parser.parse_args()
-
-    checkpoint = load(args.released)
-    if checkpoint["model_name"] != "PSP":
-        raise UserError(f"{args.released}: is a checkpoint of this repository already")
-    rebuild(checkpoint, args.released, PSPNetwork)      # refuses tensors that do not make up the network
-    refuse_to_overwrite([args.ours], args.overwrite)
-    save(args.ours, checkpoint)
-    print(f"{args.ours}: {checkpoint['setting']} supervised PSP, "
-          f"threshold {checkpoint['network']['threshold']} (the paper's; the authors' files do not say theirs)")
-
-
-if __name__ == "__main__":
-    from utils import one_line_errors
-    with one_line_errors():
-        main()
+    return {our_name(name, setting): weights[name].float() for name in used}

@@ -1,0 +1,93 @@
+"""Names of classes and videos: Annotations.txt, and what a folder without it says."""
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import UserError, one_line
+
+# The classes of AVE, in the order of its label files.
+AVE_CLASSES = (
+    "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
+    "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
+    "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
+    "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin", "background")
+AVE_ROWS = 4143            # of its label files
+ANNOTATION_HEADER = ["category", "videoid", "quality", "starttime", "endtime"]      # in the archive of the dataset
+
+
+class Annotation(NamedTuple):
+    """One line of Annotations.txt: segments start .. end-1 of the video hold the event."""
+    category: str
+    video_id: str      # on YouTube
+    quality: str
+    start: int
+    end: int
+    line: int = 0      # its number in the file, from 1
+
+
+def read_annotations(path):
+    """The annotations of all videos in the order of the rows; a line is `category&YouTube id&quality&start&end`.
+
+    Skips a header line, blanks around a field, and empty lines at the end.
+    Raises UserError, with the line's number, for a line that is not of this form.
+    """
+    annotations = []
+    for number, line in enumerate(read_lines(path), start=1):
+        fields = [field.strip() for field in line.split("&")]
+        if number == 1 and [field.lower().replace(" ", "") for field in fields] == ANNOTATION_HEADER:
+            continue
+        times = [int(field) for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
+        if len(fields) != 5 or not fields[0] or len(times) != 2 or times[0] > times[1]:
+            raise UserError(f"{path}: line {number} is {line[:80]!r}; expected category&YouTube id&quality&start&end "
+                            "with whole seconds, start not after end")
+        annotations.append(Annotation(*fields[:3], *times, number))
+    if not annotations:
+        raise UserError(f"{path}: contains no annotations")
+    return annotations
+
+
+def read_lines(path):
+    """The lines of a text file without the empty ones at its end; UserError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def class_names(annotations=None, num_classes=None):
+    """Names of the classes, background last: AVE's if all annotated categories are AVE's, else the annotated ones.
+
+    The annotated ones are in the order of their first appearance. If there are no annotations, or num_classes does not
+    fit them, the names are numbers.
+    """
+    named = list(dict.fromkeys(annotation.category for annotation in annotations or []))
+    if named and set(named) <= set(AVE_CLASSES) and num_classes in (None, len(AVE_CLASSES)):
+        return list(AVE_CLASSES)
+    if num_classes is not None and len(named) != num_classes - 1:
+        named = [f"category {index}" for index in range(num_classes - 1)]
+    return [*named, "background"]
+
+
+def names_and_ids(data_dir, annotations_path, sizes, known_names=None):
+    """(class names, or None if unknown; name of the video in each row, or None) of a data folder.
+
+    From the annotations if there are any; else the class names are known_names (AVE's for its label file), and the
+    videos are named by videos.txt.
+    annotations_path: None for Annotations.txt in data_dir, if it exists.
+    Raises UserError unless there is one line for each row.
+    """
+    path, listed = annotations_path or data_dir / "Annotations.txt", data_dir / "videos.txt"
+    if annotations_path or path.is_file():
+        lines = read_annotations(path)
+        names, ids = class_names(lines, sizes.num_classes), [annotation.video_id for annotation in lines]
+    else:
+        path, names = listed, known_names
+        ids = read_lines(listed) if listed.is_file() else None      # line i is the file of row i
+        if names is None and (sizes.num_rows, sizes.num_classes) == (AVE_ROWS, len(AVE_CLASSES)):
+            names = list(AVE_CLASSES)
+    if ids is not None and len(ids) != sizes.num_rows:
+        raise UserError(f"{path}: has {len(ids)} lines, but the data has {sizes.num_rows} rows; "
+                        "line i must be row i (name the right annotations with --annotations)")
+    return names, ids

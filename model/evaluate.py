@@ -1,0 +1,212 @@
+"""Evaluation: predictions of a split, scores of a checkpoint, results of several seeds."""
+import argparse
+import inspect
+import json
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset import FEATURES, has_labels, load_batches, network_inputs
+from model.checkpoint import load_checkpoint, rebuild
+from model.class_names import class_names, names_and_ids
+from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
+from model.options import given_files, read_data
+from psp_model import PUBLISHED
+from utils import (UserError, back_up, code_checksum, progress_bar, rank_and_world_size, set_up_device,
+                   wrap_for_training, write_atomically)
+
+
+@torch.no_grad()
+def predict(network, dataset, batch_size, progress=None):
+    """`Predictions` for all videos of the dataset, the last short batch included; network: as `wrap_for_training`
+    returns it.
+
+    Raises UserError if the network's output is not finite.
+    """
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    network.eval()
+    device = next(network.parameters()).device
+    predicted, probability, kept_pairs = [], [], []
+    positions = torch.arange(len(dataset), device=dataset.device).split(batch_size)
+    for batch in load_batches(dataset.only(*FEATURES), positions, device):
+        output = network(*network_inputs(batch))
+        label = output.logits.argmax(dim=-1, keepdim=True)
+        predicted.append(label.squeeze(-1))
+        probability.append(output.logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
+        if output.psp is not None:
+            kept_pairs.append((output.psp.gamma_va > 0).float().mean(dim=(1, 2)))
+        if progress is not None:
+            progress.update(len(label))
+    predicted, probability = torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy()
+    video = dataset.tensors["video"].cpu().numpy()
+    labels = dataset.tensors["labels"].cpu().numpy() if "labels" in dataset.tensors else None
+    finite = np.isfinite(probability).all(axis=1)
+    if not finite.all():
+        raise UserError(f"the network's output for video row {video[finite.argmin()]} is NaN or infinite: "
+                        "its weights or the features are too large")
+    return Predictions(video, labels, predicted, probability,
+                       torch.cat(kept_pairs).mean().item() if kept_pairs else None)
+
+
+def evaluate_checkpoint(args, network_class, script):
+    """Evaluates args.trained_model_path on validation and test, prints the scores and writes --save_predictions.
+
+    If the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
+    script: the main script.
+    """
+    if rank_and_world_size()[1] > 1:
+        raise UserError("evaluation runs in one process; start it without torchrun")
+    check_predictions_path(args.save_predictions)
+    checkpoint = load_checkpoint(args.trained_model_path, args.setting)
+    if args.model_name != checkpoint["model_name"]:
+        raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
+                        f"{args.model_name}; evaluate it with the script that trained it (model/avel.py for AVEL)")
+    code = code_checksum(script)
+    if checkpoint.get("versions", {}).get("code", code) != code:
+        print("note: this checkpoint was trained by other code than this")
+    trained_in = checkpoint.get("options", {}).get("precision", "fp32")
+    args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
+    device = set_up_device(args.device, args.precision)
+    splits = ["val", "test"] if has_labels(args.data_dir, given_files(args)) else [None]
+    data = read_data(args, splits, device)
+    sizes = next(iter(data.values())).sizes
+    if getattr(args, "threshold", None) is not None:
+        checkpoint["network_args"] = {**checkpoint["network_args"], "threshold": args.threshold}
+    network = rebuild(checkpoint, args.trained_model_path, network_class, sizes).to(device)
+    names, ids = checkpoint_names(checkpoint, args.data_dir, args.annotations, sizes)
+
+    total = sum(map(len, data.values()))
+    with progress_bar(total=total, desc="evaluating", unit="video", leave=False, delay=1) as progress:
+        results = {split: predict(wrap_for_training(network, args.precision), dataset, args.batch_size, progress)
+                   for split, dataset in data.items()}
+
+    saved = f", saved after epoch {checkpoint['epoch']}" if "epoch" in checkpoint else ""
+    print(", ".join([f"{args.trained_model_path}: {args.setting} supervised {args.model_name}{saved}",
+                     *unpublished_args(checkpoint, network_class)]))
+    note = pruning_note(next(iter(results.values())).kept_pairs, checkpoint["network_args"].get("threshold"))
+    if note:
+        print(note)
+    if None in results:
+        print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
+        print_found_classes(results[None], names)
+    else:
+        print_scores(results, names)
+    if args.save_predictions:
+        save_predictions(args.save_predictions, results, names, ids)
+
+
+def unpublished_args(checkpoint, network_class):
+    """'name value' of each argument of the network that is neither the published one nor decided by the data."""
+    defaults = {name: argument.default for name, argument in inspect.signature(network_class).parameters.items()
+                if argument.default is not argument.empty}
+    published = PUBLISHED[checkpoint["setting"]] if checkpoint["model_name"] == "PSP" else {}
+    expected = {**defaults, **published}
+    return [f"{name} {value}" for name, value in checkpoint["network_args"].items()
+            if name in expected and value != expected[name]]
+
+
+def checkpoint_names(checkpoint, data_dir, annotations, sizes):
+    """(class names, name of the video in each row or None): of the data folder, else of the checkpoint's training."""
+    trained = checkpoint.get("class_names") or class_names(num_classes=checkpoint["network_args"]["num_classes"])
+    names, ids = names_and_ids(data_dir, annotations, sizes, trained)
+    return names if len(names) == len(trained) else trained, ids
+
+
+def print_scores(results, names):
+    """Prints the accuracy of each class, then accuracy and the other metrics of each split."""
+    width, background = max(map(len, names)), len(names) - 1
+    print(" " * width + "".join(f"  {split + ' segments':>14}  {'accuracy':>8}" for split in results))
+    for label, name in enumerate(names):
+        found = [result.label_accuracy(label) for result in results.values()]
+        print(f"{name:{width}}" + "".join(f"  {segments:>14}  {percent(accuracy):>8}" for accuracy, segments in found))
+    for split, result in results.items():
+        recall, segments = result.label_accuracy(background)
+        values = {**result.metrics(background), **result.references(background)}
+        shown = {name: percent(value) for name, value in values.items()}
+        print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
+              + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
+        print(f"{split} event or background: {shown['event_or_background']}; video category: "
+              f"{shown['video_category']}; segment F1: {shown['segment_f1']}; event F1: {shown['event_f1']}")
+        print(f"{split} mean over videos: segment F1 {shown['segment_f1_per_video']}; "
+              f"event F1 {shown['event_f1_per_video']}")
+        print(f"{split} for reference: always background {shown['always_background']}; "
+              f"right category in all segments {shown['category_everywhere']}")
+
+
+def print_found_classes(result, names):
+    """Prints how many videos and segments were given each label, most videos first."""
+    found = [(int((result.predicted == label).any(axis=1).sum()), int((result.predicted == label).sum()), name)
+             for label, name in enumerate(names)]
+    for videos, segments, name in sorted(found, key=lambda row: (-row[0], -row[1])):
+        if videos:
+            print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
+
+
+def check_predictions_path(path):
+    """Raises UserError, before any work, if predictions cannot be written or would replace another file."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--save_predictions {path}: the folder {path.parent} does not exist")
+    if path.exists() and (not path.is_file() or not path.read_bytes().startswith(b'{"label_names"')):
+        raise UserError(f"--save_predictions {path}: exists already, and holds no predictions; choose another name")
+
+
+def save_predictions(path, results, names, ids):
+    """Writes, as JSON, label_names and for each video its split, row, id (if known), labels and probabilities."""
+    videos = [{
+        "split": split or "all",
+        "video": int(row),
+        **({"id": ids[row]} if ids else {}),
+        "labels": labels.tolist(),
+        "probabilities": [round(float(p), 6) for p in probabilities],
+    } for split, result in results.items()
+      for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
+    lines = ",\n".join("  " + json.dumps(video) for video in videos)
+    write_atomically(path, f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
+    print(f"predictions of {len(videos)} videos: {path}")
+
+
+# -------------------------------------------------------------------------------------------- several seeds
+
+def each_seed(args):
+    """The options of each run: args themselves or, with --runs, a copy for each seed with a folder of its own."""
+    if args.runs == 1:
+        yield args
+        return
+    if rank_and_world_size()[0] == 0 and not args.resume:
+        back_up([runs_path(args)])
+    for seed in range(args.seed, args.seed + args.runs):
+        print(f"seed {seed}:")
+        yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
+
+
+def runs_path(args):
+    return args.output_dir / f"{args.model_name}_{args.setting}_runs.json"
+
+
+def report_runs(args, rows, test_set):
+    """With --runs, prints and writes the results of all seeds; rows: what `train` returned for each."""
+    if args.runs == 1 or rank_and_world_size()[0] > 0:
+        return
+    test = np.array([row["test"] for row in rows])
+    by_video = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
+    low, high = bootstrap_interval(by_video.mean(axis=0))
+    summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
+    path = runs_path(args)
+    options = {name: value for name, value in sorted(vars(args).items()) if name != "resume"}
+    content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
+               "test_fingerprint": test_set.fingerprint, "runs": rows}
+    write_atomically(path, json.dumps(content, default=str) + "\n")
+    print("seed   best epoch     val    test   test, last epoch")
+    for row in rows:
+        accuracies = [100 * row[name] for name in ("val", "test", "last_test")]
+        print(f"{row['seed']:<6} {row['best_epoch']:>10}  " + "{:6.2f}  {:6.2f}   {:16.2f}".format(*accuracies))
+    print(f"test accuracy at the best validation epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
+          f"(mean and sample standard deviation of n = {len(rows)} seeds: "
+          f"{', '.join(f'{100 * value:.2f}' for value in test)})")
+    print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
+          f"{100 * low:.2f} to {100 * high:.2f} %")
+    print(f"results of all seeds: {path}")

@@ -1,0 +1,165 @@
+"""Changes that a reader makes to the code, in a copy of it: what is recorded, chosen and reported stays right."""
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import MAIN, ROOT, read_log, rewrite, run_main
+from model.checkpoint import load_checkpoint, save_tensors
+from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
+from utils import InPrecision, code_checksum
+
+
+@pytest.fixture
+def edited(tmp_path, tiny_folder, monkeypatch, capsys):
+    """Trains by a main script in which texts are replaced, for four epochs of two steps, into tmp_path: its output."""
+    def run(*replaced, options=(), setting="fully"):
+        text = (ROOT / MAIN[setting]).read_text()
+        for old, new in replaced:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "edited.py").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["edited.py", *map(str, (
+            "--train", "--nb_epoch", 4, "--check_epoch", 1, "--batch_size", 12, "--data_dir", tiny_folder,
+            "--output_dir", tmp_path, *options))])
+        capsys.readouterr()
+        runpy.run_path(str(tmp_path / "edited.py"), run_name="__main__")
+        return capsys.readouterr().out
+    return run
+
+
+SCORE = "score = val.accuracy "
+
+
+def test_a_custom_score_chooses_and_is_what_the_report_names(edited, tmp_path):
+    out = edited((SCORE, 'score = np.float64(-val.metrics(data["val"].sizes.background)["event_f1"]) '),
+                 ("import torch\n", "import numpy as np\nimport torch\n"))
+    _, epochs, result = read_log(tmp_path, "fully")
+    chosen = max(epochs[1:], key=lambda epoch: epoch["score"])
+    assert result["best"] == chosen
+    checkpoint = load_checkpoint(tmp_path / "PSP_fully.pt")
+    assert (checkpoint["score"], checkpoint["epoch"]) == (chosen["score"], chosen["epoch"])
+    assert f"best score: {chosen['score']} (epoch {chosen['epoch']})" in out and "best validation accuracy" not in out
+    assert (f"validation and test accuracy at the best score: {100 * chosen['val_accuracy']:.2f} %, "
+            f"{100 * chosen['test_accuracy']:.2f} %") in out
+
+
+@pytest.mark.parametrize("scores, chosen", [("[0, None, None, None]", 3), ("[0, None, 0.2, None]", 2),
+                                            ("[0, 0.2, None, 0.1]", 1)])
+def test_a_score_of_none_never_beats_a_number(edited, tmp_path, scores, chosen):
+    edited((SCORE, f"score = {scores}[epoch] "))
+    assert read_log(tmp_path, "fully")[2]["best"]["epoch"] == load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == chosen
+
+
+def test_parts_of_the_loss_and_the_rate_of_the_last_step_are_logged(edited, tmp_path):
+    edited(("run.add(loss)", "schedule.step()\n                run.add(loss, twice=2 * loss)"),
+           ("            schedule.step()\n\n", "\n"), ("milestones=[60, 120]", "milestones=[2]"), options=["--log_steps"])
+    for epoch in read_log(tmp_path, "fully")[1]:
+        assert epoch["loss"] == pytest.approx(np.mean(epoch["losses"]), rel=1e-6)
+        assert epoch["twice"] == pytest.approx(2 * epoch["loss"], rel=1e-6)
+        assert epoch["lr"] == (1e-3 if epoch["epoch"] == 0 else 8e-4)
+
+
+OPTION = ("    parser.set_defaults(nb_epoch", "    parser.loss.add_argument('--bidir_weight', type=float, default=1)\n"
+          "    parser.set_defaults(nb_epoch")
+
+
+def test_an_option_of_any_name_is_recorded_and_compared(edited, tmp_path, tiny_folder, capsys):
+    edited(OPTION, options=["--nb_epoch", 1])
+    header = read_log(tmp_path, "fully")[0]
+    assert header["options"]["bidir_weight"] == 1 and header["paths"] == {"data_dir": str(tiny_folder)}
+    with pytest.raises(SystemExit):
+        edited(OPTION, options=["--nb_epoch", 1, "--resume", "--bidir_weight", 2])
+    assert "has other options (bidir_weight: 1 -> 2.0)" in capsys.readouterr().err
+
+
+def test_evaluation_names_each_argument_that_is_not_the_published_one(tiny_folder, tmp_path):
+    args = {"audio_dim": 12, "visual_dim": 20, "map_size": (3, 3), "num_classes": 5, "threshold": 0.099,
+            **FULLY_SUPERVISED}
+    path = tmp_path / "PSP.pt"
+    for changed in ({}, {"dropout": 0.2, "renormalise": False, "attention": "mean"}):
+        network_args = {**args, **changed}
+        save_tensors(path, {"setting": "fully", "model_name": "PSP", "network_args": network_args,
+                            "weights": PSPNetwork(**network_args).state_dict()})
+        code, out, error = run_main(MAIN["fully"], "--trained_model_path", path, "--data_dir", tiny_folder)
+        assert code == 0, error
+        named = re.search(r"supervised PSP(.*)\n", out)[1].strip(", ").split(", ")
+        assert sorted(named) == sorted(f"{name} {value}" for name, value in changed.items()) or named == [""]
+
+
+def test_evaluation_says_if_other_code_trained_the_checkpoint(edited, train, tiny_folder, tmp_path):
+    evaluation = (MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--data_dir", tiny_folder)
+    edited(("gamma=0.8", "gamma=0.8 + 0"), options=["--nb_epoch", 1])
+    assert "note: this checkpoint was trained by other code" in run_main(*evaluation)[1]
+    train("fully", "--nb_epoch", 1)
+    assert "other code" not in run_main(*evaluation)[1]
+
+
+def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(tmp_path, monkeypatch):
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
+    before = code_checksum(ROOT / MAIN["fully"])
+    monkeypatch.setattr("utils.ROOT", copy)
+    assert code_checksum(copy / MAIN["fully"]) == before
+    for name, counts in (("README.md", False), ("tests/conftest.py", False), ("data/check.py", False),
+                         (MAIN["weakly"], False), ("model/avel.py", False), ("psp_model.py", True),
+                         ("model/metrics.py", True), (MAIN["fully"], True)):
+        text = (copy / name).read_text()
+        (copy / name).write_text(text + "\n# changed\n")
+        assert (code_checksum(copy / MAIN["fully"]) != before) == counts, name
+        (copy / name).write_text(text)
+
+
+def test_all_that_a_network_returns_comes_out_in_float32_under_bf16():
+    network = PSPNetwork(12, 20, (3, 3), 5, threshold=0.1, **FULLY_SUPERVISED)
+    output = InPrecision(network, "bf16")(torch.rand(2, 6, 12), torch.rand(2, 6, 3, 3, 20).bfloat16())
+    assert {value.dtype for value in (*output[:3], *output.psp)} == {torch.float32}
+    loss = fully_supervised_loss(output, torch.zeros(2, 6).long(), avps_target(torch.zeros(2, 6), 4), 1)
+    assert loss.dtype == torch.float32
+
+
+def test_one_more_feature_file_reaches_training_checks_and_evaluation(data_folder, tmp_path):
+    """Three edits: its name, its file, and the network that takes it."""
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
+    for name, old, new in (
+            ("dataset.py", 'FEATURES = ("audio", "visual")', 'FEATURES = ("audio", "visual", "flow")'),
+            ("dataset.py", "AVE_FILES = {\n", 'AVE_FILES = {\n    "flow": AVEFile(("flow_feature.h5",), "flow", ""),\n'),
+            ("psp_model.py", "def forward(self, audio, visual):\n        \"\"\"audio [B, T, Da], visual [B, T, h, w, Dv] ->"
+             " `Output`.\"\"\"\n", "def forward(self, audio, visual, flow):\n        audio = audio + flow.mean()\n")):
+        text = (copy / name).read_text()
+        assert old in text
+        (copy / name).write_text(text.replace(old, new))
+    rewrite(data_folder / "flow_feature.h5", np.random.default_rng(0).random((40, 6, 5)))
+    command = [sys.executable, MAIN["fully"], "--data_dir", data_folder, "--output_dir", tmp_path]
+    for options in (["--train", "--nb_epoch", "2", "--check_epoch", "1", "--batch_size", "12"],
+                    ["--trained_model_path", tmp_path / "PSP_fully.pt"]):
+        done = subprocess.run([*command, *options], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr
+
+
+def test_the_python_of_the_readmes_runs_and_its_checkpoint_is_evaluated(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    blocks = [block for name in ("README.md", "model/README.md")
+              for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)]
+    for block in blocks:
+        values = {}
+        exec(block.replace("data/synthetic", str(tiny_folder)).replace("batch_size=32", "batch_size=8"), values)
+        if "accuracy" in values:
+            code, out, error = run_main(MAIN["fully"], "--trained_model_path", "model/notebook.pt",
+                                        "--data_dir", tiny_folder)
+            assert code == 0 and f"val accuracy: {100 * values['accuracy']:.2f} %" in out, error
+        else:
+            assert values["output"].logits.shape == (4, 10, 29)
+    assert len(blocks) == 2
+
+
+def test_a_log_is_json_of_plain_values(trained):
+    setting, folder, _ = trained
+    for line in (folder / f"PSP_{setting}.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
