@@ -45,7 +45,7 @@ class AVEDataset(Dataset):
         video_label  [C] of dtype, with weak=True: one-hot event category of the video (mil_labels.h5)
 
     files: path of each file by its name in `AVE_FILES`, see `find_files`.
-    split: 'train', 'val' or 'test'; None: all videos of features without labels, in the order of the rows.
+    split: 'train', 'val' or 'test'; 'all': all rows in their order; None: the same without labels.
     weak: adds the video-level labels and, if files names them, the background videos after the videos of the split.
     features: 'memory', read once and held; or 'disk', read when they are asked for.
     dtype: float32 or float64; bfloat16 for visual features that are held in memory, all else is then float32. Values
@@ -70,7 +70,7 @@ class AVEDataset(Dataset):
         self.device, self.pinned = torch.device(device if self.in_memory else "cpu"), pinned
         self.random_weights = bool(feature_attribute(files, "random_weights").any())
         num_rows = self.sizes.num_rows
-        rows = torch.arange(num_rows) if split is None else read_order(files, f"order_{split}", num_rows)
+        rows = read_order(files, f"order_{split}", num_rows) if split in SPLITS else torch.arange(num_rows)
         self.without_features = int(np.isin(rows, feature_attribute(files, "rows_without_video")).sum())
         if self.without_features == len(rows):
             raise UserError(f"{files['visual']}: no video of {split or 'this folder'} has features; extract them again "
@@ -132,7 +132,7 @@ class AVEDataset(Dataset):
 
 
 class FeatureRows:
-    """Rows of feature files, read when they are asked for; indexed like a tensor by position.
+    """Rows of feature files, read by position when they are asked for.
 
     parts: {name in `AVE_FILES`: rows}, in the order of the positions. The files are opened when they are first read,
     and again in each process that this is pickled to. Values are rounded to float32.
@@ -199,7 +199,7 @@ def fingerprint(features, labels):
 
 def count_videos(files, splits):
     """Number of videos of these splits, and of the background videos if `files` names them."""
-    videos = sum(read_shape(files, f"order_{split}" if split else "visual")[0] for split in splits)
+    videos = sum(read_shape(files, f"order_{split}" if split in SPLITS else "visual")[0] for split in splits)
     return videos + (read_shape(files, "visual_bg")[0] if "visual_bg" in files else 0)
 
 
@@ -221,7 +221,7 @@ def shuffled(videos, batch_size, seed):
 class TrainingBatches:
     """The batches of every epoch, on the device. Under torchrun, each process gets its share of every batch.
 
-    order: yields the positions of each epoch's batches, like `shuffled`.
+    order: yields the positions of each epoch's batches, like `shuffled`, from the seed and a generator of its own.
     Raises UserError if the batch is larger than the dataset, or does not divide among the processes.
     """
 
@@ -231,7 +231,7 @@ class TrainingBatches:
             raise UserError(f"--batch_size {batch_size} is larger than the training set ({len(dataset)} videos)")
         if batch_size % self.world_size:
             raise UserError(f"--batch_size {batch_size} is not divisible by the number of processes, {self.world_size}")
-        self.dataset, self.device = dataset, device
+        self.dataset, self.device, self.batch_size = dataset, device, batch_size
         self.steps = len(dataset) // batch_size
         self._epochs, self._drawn = order(len(dataset), batch_size, seed), 0
 
@@ -242,6 +242,8 @@ class TrainingBatches:
         while self._drawn <= epoch:      # a resumed run skips the epochs before
             self._drawn += 1
             positions = next(self._epochs)
+        if positions.shape != (self.steps, self.batch_size):
+            raise ValueError(f"the order gives positions {tuple(positions.shape)}, not {self.steps, self.batch_size}")
         return positions.tensor_split(self.world_size, dim=1)[self.rank]
 
     def epoch(self, epoch):
@@ -316,7 +318,7 @@ def required_files(splits, weak_training=False, background_videos=True):
     """
     names = list(FEATURES)
     if splits != [None]:
-        names += ["labels", *(f"order_{split}" for split in splits)]
+        names += ["labels", *(f"order_{split}" for split in splits if split in SPLITS)]
     if weak_training:
         names += ["video_labels", "label_share"]
         if background_videos:
@@ -329,6 +331,15 @@ def has_labels(data_dir, given=None):
     names = ["labels", *(f"order_{split}" for split in SPLITS)]
     return any((given or {}).get(name) is not None for name in names) or any(
         (Path(data_dir) / file_name).exists() for name in names for file_name in AVE_FILES[name].names)
+
+
+def scored_splits(data_dir, given=None):
+    """What evaluation scores: val and test; without order files test alone or all rows; [None] without labels."""
+    if not has_labels(data_dir, given):
+        return [None]
+    val, test = ((given or {}).get(name) is not None or (Path(data_dir) / AVE_FILES[name].names[0]).exists()
+                 for name in ("order_val", "order_test"))
+    return ["val", "test"] if val else ["test"] if test else ["all"]
 
 
 def find_file(data_dir, name, given=None):
@@ -385,6 +396,9 @@ def advice(path):
     return f"'python data/check.py --data_dir {Path(path).parent}' says more"
 
 
+MOST_CACHED = 1.5e9      # bytes of chunks
+
+
 @contextmanager
 def open_h5(path, key="avadataset", content="numbers"):
     """The HDF5 dataset `key` of a file, to be read; content: its description for messages.
@@ -393,8 +407,9 @@ def open_h5(path, key="avadataset", content="numbers"):
     """
     with ExitStack() as stack:
         with hdf5_errors(path):
-            # The cache holds one chunk of any reasonable file, so that each chunk is decompressed once.
-            file = stack.enter_context(h5py.File(path, "r", locking=False, rdcc_nbytes=2**28))
+            with h5py.File(path, "r", locking=False) as file:
+                cache = chunk_cache(file.get(key))
+            file = stack.enter_context(h5py.File(path, "r", locking=False, **cache))
             dataset = file.get(key)
             if not isinstance(dataset, h5py.Dataset):
                 raise UserError(f"{path}: has no HDF5 dataset '{key}', but {', '.join(file)[:100] or 'nothing'}; it "
@@ -404,6 +419,18 @@ def open_h5(path, key="avadataset", content="numbers"):
                                 f"numbers; it should hold {content}")
             _check_whole(path, dataset)
         yield dataset
+
+
+def chunk_cache(dataset):
+    """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order.
+
+    A compressed file that h5py laid out by itself has chunks of hundreds of videos: up to 1 GB.
+    """
+    if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
+        return {}
+    chunks = math.prod(math.ceil(size / step) for size, step in zip(dataset.shape[1:], dataset.chunks[1:]))
+    needed = chunks * math.prod(dataset.chunks) * dataset.dtype.itemsize
+    return {"rdcc_nbytes": needed, "rdcc_nslots": 10 * chunks + 1} if needed < MOST_CACHED else {}
 
 
 def _check_whole(path, dataset):
@@ -420,7 +447,8 @@ def _check_whole(path, dataset):
     if dataset.chunks is None:
         whole = dataset.id.get_storage_size() == dataset.size * dataset.id.get_type().get_size()
     else:
-        whole = dataset.id.get_num_chunks() == math.prod(-(-n // step) for n, step in zip(dataset.shape, dataset.chunks))
+        chunks = math.prod(math.ceil(size / step) for size, step in zip(dataset.shape, dataset.chunks))
+        whole = dataset.id.get_num_chunks() == chunks
     if not whole:
         raise UserError(f"{path}: is incomplete; download or make it again")
 
@@ -525,8 +553,8 @@ def read_one_hot(files, name):
         values = read_finite_rows(files[name], dataset, slice(0, len(dataset)))
     wrong = ~(((values == 0) | (values == 1)).all(axis=-1) & (values.sum(axis=-1) == 1))
     if wrong.any():
-        raise UserError(f"{files[name]}: labels are not one-hot (first in row {np.argwhere(wrong)[0][0]}); each must be "
-                        "a single 1 among zeros")
+        raise UserError(f"{files[name]}: labels are not one-hot (first in row {np.argwhere(wrong)[0][0]}); each must "
+                        "be a single 1 among zeros")
     return torch.from_numpy(values.argmax(axis=-1))
 
 

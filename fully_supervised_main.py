@@ -25,16 +25,19 @@ def options():
     return parser
 
 
-def own_targets(background, batches, start):
-    """What gives the targets of L_avps from the labels of a batch; start: the epoch to begin with."""
+def batch_targets(background, batches, start):
+    """A function of the labels of a batch that gives the targets of L_avps.
+
+    batches, start: `TrainingBatches` and the epoch to begin with, for targets that depend on earlier batches.
+    """
     return partial(avps_target, background=background)
 
 
-def train(args, data, device, order=shuffled, initialise=None, avps_targets=own_targets):
-    """Trains on data["train"] and keeps the checkpoint of the best check on validation; returns the run's results.
+def train(args, data, device, order=shuffled, initialise=None, avps_targets=batch_targets):
+    """Trains on data["train"] and keeps the checkpoint of the check with the highest score; returns the run's results.
 
     order: of the videos, see `TrainingBatches`. initialise: called with the network, to change its initial weights.
-    avps_targets: see `own_targets`.
+    avps_targets: see `batch_targets`.
     """
     set_seed(args.seed)
     batches = TrainingBatches(data["train"].only(*FEATURES, "labels"), args.batch_size, args.seed, device, order)
@@ -82,6 +85,7 @@ def train(args, data, device, order=shuffled, initialise=None, avps_targets=own_
 
 
 def main(args=None, train=train):
+    """Evaluates or trains as the options say; train: may call `train` with other arguments."""
     args = args or parse_options(options())
     if args.trained_model_path:
         evaluate_checkpoint(args, PSPNetwork, __file__)

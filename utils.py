@@ -2,6 +2,7 @@
 import argparse
 import ast
 import errno
+import fcntl
 import hashlib
 import io
 import math
@@ -50,6 +51,8 @@ def one_line_errors():
             except ValueError as error:
                 raise UserError(f"TORCHELASTIC_RUN_ID is set, but torchrun did not start this ({one_line(error)}); "
                                 "unset it, or start the script with torchrun") from error
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")      # a terminal that lacks a character ends no run
         with redirect_stdout(sys.stdout if rank_and_world_size()[0] == 0 else io.StringIO()):
             yield
     except UserError as error:
@@ -63,8 +66,6 @@ def one_line_errors():
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _end(f"{where}{error.strerror or one_line(error)}"
              + ("; free some space and try again (training: with --resume)" if full else ""))
-    except UnicodeEncodeError as error:
-        _end(f"standard output cannot show {error.object[error.start:error.end]!a}; set PYTHONIOENCODING=utf-8")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -111,7 +112,9 @@ class OptionParser(argparse.ArgumentParser):
         option = message.removeprefix("argument ").partition(":")[0]
         if message.endswith("expected one argument"):      # argparse takes a value with a dash for an option
             for before, value in zip(sys.argv, sys.argv[1:]):
-                if before == option and value.startswith("-"):
+                if before == option and re.fullmatch(r"-[\d.]+(e-?\d+)?", value):
+                    message = f"{option}: {value} is negative"
+                elif before == option and value.startswith("-"):
                     message += f"; if {value} is a name, write {option}={value} or ./{value}"
         _end(f"{message} (see --help)")
 
@@ -242,7 +245,7 @@ def rank_and_world_size():
 
 def write_atomically(path, content):
     """Writes text or bytes; at any moment, `path` is either the former file or the whole new one."""
-    partial = Path(f"{path}.partial")
+    partial = Path(f"{path}.{os.getpid()}.partial")
     try:
         try:
             with open(partial, "wb") as file:
@@ -254,6 +257,21 @@ def write_atomically(path, content):
             partial.unlink(missing_ok=True)
     except OSError as error:      # of a failed write, it names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def locked(path):
+    """Holds a lock on this file, and makes it; UserError if another process does. Not all file systems have locks."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"{path.parent}: another run is writing there; wait for it, or choose another "
+                                "--output_dir") from error
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+                raise
+        yield
 
 
 def back_up(paths):

@@ -28,7 +28,7 @@ def options():
 
 
 def train(args, data, device, order=shuffled, initialise=None):
-    """Trains on data["train"] and keeps the checkpoint of the best check on validation; returns the run's results.
+    """Trains on data["train"] and keeps the checkpoint of the check with the highest score; returns the run's results.
 
     order: of the videos, see `TrainingBatches`. initialise: called with the network, to change its initial weights.
     """
@@ -77,6 +77,7 @@ def train(args, data, device, order=shuffled, initialise=None):
 
 
 def main(args=None, train=train):
+    """Evaluates or trains as the options say; train: may call `train` with other arguments."""
     args = args or parse_options(options())
     if args.trained_model_path:
         evaluate_checkpoint(args, PSPNetwork, __file__)

@@ -2,14 +2,14 @@
 
     python figures/compare_runs.py FOLDER FOLDER --names baseline changed
 
-FOLDER is the --output_dir of such a training. Differences and gains are those of paper_tables.py. The curve of the
-training loss is left out if the trainings do not have the same loss.
+FOLDER is the --output_dir of such a training. Differences and gains are those of paper_tables.py. Different training
+losses are not drawn.
 """
 import sys
 from pathlib import Path
 
 import numpy as np
-from drawing import PANELS, STYLES, draw_logs
+from drawing import PANELS, STYLES, draw_logs, picture_path
 from run_results import accuracies, difference, estimate, format_estimate, gain, read_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,11 +24,11 @@ def print_comparison(names, results):
     print("| | validation | test | difference | gain |")
     print("|---" * 5 + "|")
     for name, result in zip(names, results):
-        val, test = (np.array([100 * run[split] for run in result["runs"]]) for split in ("val", "test"))
-        cells = [name, f"{val.mean():.2f} ± {val.std(ddof=1):.2f}", f"{test.mean():.2f} ± {test.std(ddof=1):.2f}"]
-        cells[2] += " ({low:.1f} to {high:.1f})".format(**estimate(accuracies(result)))
-        cells.append(format_estimate(None if result is results[0] else difference(result, results[0])))
-        print("| " + " | ".join([*cells, format_estimate(gain(result))]) + " |")
+        values = (100 * np.array([run[split] for run in result["runs"]]) for split in ("val", "test"))
+        val, test = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values)
+        interval = "({low:.1f} to {high:.1f})".format(**estimate(accuracies(result)))
+        compared = format_estimate(None if result is results[0] else difference(result, results[0]))
+        print(f"| {name} | {val} | {test} {interval} | {compared} | {format_estimate(gain(result))} |")
 
 
 def loss_options(result):
@@ -44,8 +44,8 @@ def main():
     parser = OptionParser(__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the folders (default: as they are)")
-    parser.add_argument("--output", type=Path, default=Path("compare.png"), metavar="FILE",
-                        help="the PNG (default: %(default)s here)")
+    parser.add_argument("--output", type=picture_path, default=Path("compare.png"), metavar="FILE",
+                        help=".png, .pdf or .svg (default: %(default)s here)")
     args = parser.parse_args()
     names = args.names or [folder.name for folder in args.folders]
     if len(names) != len(args.folders) or len(names) > len(STYLES):
@@ -53,8 +53,7 @@ def main():
     results, logs = zip(*map(read_result, args.folders))
     print_comparison(names, results)
     panels = list(PANELS)
-    losses = list(map(loss_options, results))
-    if any(loss != losses[0] for loss in losses):
+    if any(loss_options(result) != loss_options(results[0]) for result in results):
         print("training losses are not drawn: they are different ones")
         panels.remove("loss")
     draw_logs(names, logs, panels, args.output)

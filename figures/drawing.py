@@ -1,25 +1,25 @@
 """What all pictures share: colours that the colour-blind tell apart, text sizes, curves, and how a picture is saved."""
+import argparse
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 try:
-    import matplotlib
+    from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 except ModuleNotFoundError:
     print(f"{Path(sys.argv[0]).name}: error: the package matplotlib is missing; pip install matplotlib==3.11.2",
           file=sys.stderr)
     sys.exit(2)
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
-
 BLUE, ORANGE, GREEN, DARK = "#0072b2", "#d55e00", "#009e73", "0.3"      # the first three are Okabe and Ito's
 LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"           # backgrounds of text
 SMALL = 7      # points: the smallest text that can be read in print
 
+pyplot.switch_backend("Agg")
 pyplot.rcParams.update({
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
@@ -30,10 +30,7 @@ PANELS = {"loss": "training loss", "val": "validation accuracy, %", "test": "tes
 
 
 def common_curve(curves, logarithmic=False):
-    """(epochs, mean, low, high) of several {epoch: value}, at the epochs that all of them have.
-
-    low, high: mean minus and plus one sample standard deviation. logarithmic: all of it for the values' logarithms.
-    """
+    """(epochs that all have, mean, mean -/+ one sample standard deviation) of several {epoch: value}."""
     epochs = sorted(set.intersection(*map(set, curves)))
     values = np.array([[curve[epoch] for epoch in epochs] for curve in curves], float)
     values = np.log(values) if logarithmic else values
@@ -43,10 +40,7 @@ def common_curve(curves, logarithmic=False):
 
 
 def draw_logs(names, logs, panels, path):
-    """Curves of trainings: mean and standard deviation over the seeds, for the loss: of its logarithm.
-
-    names: of the trainings; logs: for each of them, the `Log` of each seed; panels: which of PANELS.
-    """
+    """Curves of the named trainings over their seeds; logs: the `Log` of each seed of each; panels: which of PANELS."""
     figure, row = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 2.8), layout="constrained")
     for axes, value in zip(row, panels):
         logarithmic = value == "loss"
@@ -92,8 +86,18 @@ def draw_sweep(path, label, paper, entries, data):
     save_figure(figure, path)
 
 
+def picture_path(text):
+    """An argparse type: a path whose suffix is the format."""
+    if Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+    return Path(text)
+
+
 def save_figure(figure, path):
-    """Writes the picture as a PNG and prints its path."""
-    figure.savefig(path, dpi=200, format="png")
+    """Writes the picture in the format of its suffix, and prints its path."""
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(path, dpi=200)
+    for warning in caught[:1]:      # one each for all glyphs that the font lacks
+        print(f"note: {warning.message}", file=sys.stderr)
     pyplot.close(figure)
     print(path)

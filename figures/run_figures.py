@@ -1,52 +1,63 @@
-"""Pictures of a run: what it learned, where it looks and where it errs. Each command writes one PNG (needs matplotlib).
+"""Pictures of a run: what it learned, where it looks and where it errs (needs matplotlib).
 
-    python figures/run_figures.py curves model/PSP_fully.jsonl      # of several logs, mean and standard deviation
+    python figures/run_figures.py curves model/PSP_fully.jsonl      # of several seeds: mean and standard deviation
     python figures/run_figures.py video model/PSP_fully.pt --data_dir data --video 17        # a row of the files
-    python figures/run_figures.py categories model/PSP_fully.pt --data_dir data      # also: confusion
+    python figures/run_figures.py categories model/PSP_fully.pt --data_dir data
 """
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from drawing import BLUE, DARK, PANELS, SMALL, draw_logs, pyplot, save_figure
+from drawing import BLUE, DARK, PANELS, draw_logs, picture_path, pyplot, save_figure
 from run_results import read_log
 from video_figure import Recording, draw_video, read_recording_file, read_recording_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import (SPLITS, AVEDataset, find_files, has_labels, network_inputs, open_h5, read_one_hot,  # noqa: E402
-                     read_order, read_rows, read_sizes, required_files)
+                     read_order, read_rows, required_files)
 from model.avel import AVELNetwork  # noqa: E402
 from model.checkpoint import load_checkpoint, rebuild  # noqa: E402
-from model.evaluate import checkpoint_names, predict  # noqa: E402
+from model.evaluate import match_labels, predict  # noqa: E402
 from psp_model import PSPNetwork  # noqa: E402
 from utils import OptionParser, UserError, bounded, one_line_errors, wrap_for_training  # noqa: E402
 
 NETWORK_CLASSES = {"PSP": PSPNetwork, "AVEL": AVELNetwork}
 
 
+def read_seeds(paths):
+    """The logs of the seeds of one training; UserError if they are of different ones."""
+    logs = [read_log(path) for path in paths]
+    first = logs[0].training
+    for path, log in zip(paths, logs):
+        names = [name for name in {**first, **log.training} if first.get(name) != log.training.get(name)]
+        if names:
+            raise UserError(f"{paths[0]} and {path}: are not seeds of one training (they differ in "
+                            f"{', '.join(names)}); draw them one by one")
+    return logs
+
+
 @torch.inference_mode()
-def draw_chosen_video(args, files, sizes, network, names, ids):
-    """The picture of the video in row args.video of the files."""
-    if args.video >= sizes.num_rows:
-        raise UserError(f"--video {args.video}: {args.data_dir} has the rows 0 to {sizes.num_rows - 1}")
-    title, true, true_cells, recording = f"video row {args.video}", None, None, Recording([])
-    if "labels" in files:
-        true = read_one_hot(files, "labels")[args.video]
+def draw_chosen_video(args, files, dataset, network, names, ids):
+    """The picture of the video in row args.video of the files; its position in the dataset is the row."""
+    row, sizes = args.video, dataset.sizes
+    if row >= sizes.num_rows:
+        raise UserError(f"--video {row}: {args.data_dir} has the rows 0 to {sizes.num_rows - 1}")
+    video, title, true_cells, recording = dataset[[row]], f"video row {row}", None, Recording([])
+    true = video["labels"][0] if "labels" in video else None
+    if true is not None:
         title += "".join(f" ({split})" for split in SPLITS
-                         if args.video in read_order(files, f"order_{split}", sizes.num_rows).tolist())
-    title += f", {ids[args.video]}" if ids else ""
+                         if row in read_order(files, f"order_{split}", sizes.num_rows).tolist())
+    title += f", {ids[row]}" if ids else ""
     cells_path = args.data_dir / "true_cells.h5"      # of synthetic videos
     if cells_path.is_file():
         with open_h5(cells_path) as cells:
-            true_cells = read_rows(cells_path, cells, slice(args.video, args.video + 1))[0].astype(bool)
+            true_cells = read_rows(cells_path, cells, slice(row, row + 1))[0].astype(bool)
         title += "; orange: cells in which the source is seen"
     if args.video_file is not None:
         recording = read_recording_file(args.video_file, sizes.num_segments)
     if args.frames is not None:
         recording = read_recording_folder(args.frames, sizes.num_segments)
-    batch = AVEDataset(files, None, features="disk")[[args.video]]      # its positions are the rows
-    return draw_video(network(*network_inputs(batch)), names, title, true, true_cells, recording)
+    return draw_video(network(*network_inputs(video)), names, title, true, true_cells, recording)
 
 
 def draw_categories(split, result, names):
@@ -61,32 +72,11 @@ def draw_categories(split, result, names):
     return figure
 
 
-def draw_confusion(split, result, names):
-    """What the segments of each true label are called, in % of them."""
-    counts = np.zeros((len(names), len(names)))
-    np.add.at(counts, (result.labels.ravel(), result.predicted.ravel()), 1)
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 0.24 * len(names)
-    figure, axes = pyplot.subplots(figsize=(size + 2.6, size + 1.7), layout="constrained")
-    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    for true, predicted in np.argwhere(share >= 10):
-        axes.text(predicted, true, f"{share[true, predicted]:.0f}", ha="center", va="center", fontsize=SMALL,
-                  color="black" if share[true, predicted] > 50 else "white")
-    figure.colorbar(image, ax=axes, shrink=0.7, label=f"% of the {split} segments of the true label")
-    return figure
-
-
-SPLIT_FIGURES = {"categories": draw_categories, "confusion": draw_confusion}
-
-
 def options():
     parser = OptionParser(__doc__)
     add = parser.add_argument
-    add("figure", choices=["curves", "video", *SPLIT_FIGURES])
-    add("files", type=Path, nargs="+", metavar="FILE", help="logs (for curves) or a checkpoint (for all others)")
+    add("figure", choices=["curves", "video", "categories"])
+    add("files", type=Path, nargs="+", metavar="FILE", help="logs (for curves) or a checkpoint")
     add("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     add("--annotations", type=Path, metavar="FILE", help="for names (default: DATA_DIR/Annotations.txt, if there)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
@@ -94,7 +84,7 @@ def options():
     source = parser.add_mutually_exclusive_group().add_argument
     source("--frames", type=Path, metavar="DIR", help="for `video`: a picture of each segment, to put under the maps")
     source("--video_file", type=Path, metavar="FILE", help="for `video`: the video, for frames and sound (needs PyAV)")
-    add("--output", type=Path, metavar="FILE", help="the PNG (default: <figure>.png here)")
+    add("--output", type=picture_path, metavar="FILE", help=".png, .pdf or .svg (default: <figure>.png here)")
     return parser
 
 
@@ -103,7 +93,7 @@ def main():
     args = parser.parse_args()
     args.output = args.output or Path(f"{args.figure}.png")
     if args.figure == "curves":
-        draw_logs([""], [[read_log(path) for path in args.files]], PANELS, args.output)
+        draw_logs([""], [read_seeds(args.files)], PANELS, args.output)
         return
     if len(args.files) > 1:
         parser.error(f"{args.figure} takes one checkpoint; only curves are drawn from several files")
@@ -111,14 +101,16 @@ def main():
     checkpoint = load_checkpoint(path)
     splits = [args.split] if args.figure != "video" else SPLITS if has_labels(args.data_dir) else [None]
     files = find_files(args.data_dir, required_files(splits))
-    sizes = read_sizes(files)
-    network = rebuild(checkpoint, path, NETWORK_CLASSES[checkpoint["model_name"]], sizes).eval()
-    names, ids = checkpoint_names(checkpoint, args.data_dir, args.annotations, sizes)
+    dataset = AVEDataset(files, None if args.figure == "video" else args.split, features="disk")
+    if args.figure == "video" and "labels" in files:
+        dataset.tensors["labels"] = read_one_hot(files, "labels")
+    network = rebuild(checkpoint, path, NETWORK_CLASSES[checkpoint["model_name"]], dataset.sizes).eval()
+    names, ids = match_labels(checkpoint, path, {args.split: dataset}, args.data_dir, args.annotations)
     if args.figure == "video":
-        figure = draw_chosen_video(args, files, sizes, network, names, ids)
+        figure = draw_chosen_video(args, files, dataset, network, names, ids)
     else:
-        result = predict(wrap_for_training(network, "fp32"), AVEDataset(files, args.split), batch_size=64)
-        figure = SPLIT_FIGURES[args.figure](args.split, result, names)
+        result = predict(wrap_for_training(network, "fp32"), dataset, batch_size=64)
+        figure = draw_categories(args.split, result, names)
     save_figure(figure, args.output)
 
 

@@ -1,4 +1,4 @@
-"""Reads the logs and results of trainings; the statistics and the text of tables and comparisons, in % and points.
+"""Reads logs and results of trainings; statistics and text of tables, in % and points.
 
 An estimate is a dict: mean, and its 95 % interval low..high.
 """
@@ -18,10 +18,11 @@ from utils import UserError, one_line  # noqa: E402
 class Log(NamedTuple):
     """What the log of a training says: {epoch: value}."""
     loss: dict
-    val: dict      # accuracy in %
+    val: dict       # accuracy in %
     test: dict
-    kept: int      # epoch of the checkpoint; None until the training has ended
-    revision: str  # of the code, as git describes it
+    kept: int       # epoch of the checkpoint; None until the training has ended
+    revision: str   # of the code, as git describes it
+    training: dict  # {name: value} of what all seeds of a training share
 
 
 def read_log(path):
@@ -33,20 +34,20 @@ def read_log(path):
     epochs = [record for record in records if "epoch" in record]
     if not epochs:
         raise UserError(f"{path}: has no finished epoch yet")
-    loss = {record["epoch"]: record["loss"] for record in epochs}
-    val, test = ({record["epoch"]: 100 * record[name] for record in epochs if name in record}
-                 for name in ("val_accuracy", "test_accuracy"))
+    loss, val, test = ({record["epoch"]: scale * record[name] for record in epochs if name in record}
+                       for name, scale in (("loss", 1), ("val_accuracy", 100), ("test_accuracy", 100)))
     result = records[-1].get("result")
     best = result and (result.get("best") or result["best_validation"])      # its name in earlier logs
-    revision = records[0].get("run", {}).get("versions", {}).get("git") or "unknown"
-    return Log(loss, val, test, best and best["epoch"], revision)
+    header = records[0].get("run", {})
+    training = {name: header.get(name) for name in ("setting", "model_name", "network_args")}
+    training |= {**header.get("options", header.get("settings", {})), "seed": None}      # settings: in earlier logs
+    return Log(loss, val, test, best and best["epoch"], header.get("versions", {}).get("git") or "unknown", training)
 
 
 def read_result(folder):
     """(result, logs of the seeds) of the --output_dir of a finished training with --runs; else UserError.
 
-    result: the content of PSP_fully_runs.json, say, and name (PSP_fully), folder, revisions (of the code that trained
-    it), validation [seeds, checks] in %.
+    result: the content of the file, and name (such as PSP_fully), folder, revisions, validation [seeds, checks] in %.
     """
     paths = list(folder.glob("*_runs.json"))
     if len(paths) != 1:
@@ -61,11 +62,6 @@ def read_result(folder):
 
 def run_seeds(result):
     return [run["seed"] for run in result["runs"]]
-
-
-def data_fingerprint(result):
-    """Checksum of the test videos."""
-    return result.get("test_fingerprint") or result["test_digest"]      # its name in earlier results
 
 
 def accuracies(result, metric="test"):
@@ -91,10 +87,11 @@ def estimate(values):
 def difference(result, baseline, metric="test"):
     """Estimate of the test accuracy minus the baseline's, seed by seed in their order and video by video.
 
-    paired: whether both have the same seeds. measurable: whether zero is outside the interval. Raises UserError if they
-    differ in test videos or in the number of seeds.
+    paired: whether both have the same seeds. measurable: whether zero is outside the interval.
     """
-    if data_fingerprint(result) != data_fingerprint(baseline) or len(result["runs"]) != len(baseline["runs"]):
+    data, baseline_data = (found.get("test_fingerprint") or found["test_digest"]      # its name in earlier results
+                           for found in (result, baseline))
+    if data != baseline_data or len(result["runs"]) != len(baseline["runs"]):
         raise UserError(f"{result['folder']} and {baseline['folder']}: cannot be compared, since they differ in test "
                         "videos or in the number of seeds; train one of them again")
     found = estimate(accuracies(result, metric) - accuracies(baseline))
@@ -103,10 +100,9 @@ def difference(result, baseline, metric="test"):
 
 
 def gain(result):
-    """Estimate, over seeds, of what validation accuracy gained late in training; None below three checks.
+    """Estimate, over seeds, of mean validation accuracy in the last third of the checks minus that in the third before.
 
-    The gain is the mean of the last third of the checks minus the mean of the third before. rising: whether the
-    interval is above zero, so that training was not over.
+    None below three checks. rising: whether the interval is above zero, so that training was not over.
     """
     validation = np.array(result["validation"])
     third = validation.shape[1] // 3
@@ -138,9 +134,20 @@ Data: {data}. Test accuracy of segments in %, at the best validation epoch ('cho
 """
 
 
+def tables_content(stored, tables):
+    """The content of tables.json, from that of results.json.gz; tables: {name: (title, rows)}."""
+    results = [row["result"] for row in stored["rows"].values() if "result" in row]
+    # The results in figures/rehearsal do not name their revision.
+    revisions = {revision for result in results for revision in result.get("revisions", ["f752341"])}
+    entries = {name: {"title": tables[name][0], "rows": [table_entry(row, stored["rows"]) for row in tables[name][1]]}
+               for name in stored["tables"]}
+    return {"data": stored["data"], "revisions": sorted(revisions), "tables": entries}
+
+
 def table_entry(row, stored):
     """The row's entry of tables.json; stored: {name of a row: its command, and its result or error}."""
-    entry = {"label": row.label, "setting": row.setting, "value": row.value, "curve": row.curve, **stored[row.name]}
+    curve = "stale targets" if "stale_avps" in row.options else "PSP"
+    entry = {"label": row.label, "setting": row.setting, "value": row.value, "curve": curve, **stored[row.name]}
     if "error" in entry:
         return entry
     result, psp = entry.pop("result"), stored[row.setting].get("result")      # PSP's row has the setting's name
@@ -153,21 +160,18 @@ def table_entry(row, stored):
 
 def markdown(content):
     """The text of tables.md, from the content of tables.json."""
-    commands = dict.fromkeys(entry["command"] for table in content["tables"].values() for entry in table["rows"])
-    return "\n".join([HEAD.format(data=content["data"]), *map(table_text, content["tables"].values()),
-                      f"### Commands of revision {' and '.join(content['revisions'])}", "",
-                      "```bash", *commands, "```", ""])
-
-
-def table_text(table):
-    heads = ["", "setting", "n", "accuracy", "difference", "gain"]
-    lines = [heads, ["---"] * len(heads), *map(table_cells, table["rows"])]
-    return "\n".join([f"### {table['title']}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
-
-
-def table_cells(entry):
-    if "error" in entry:
-        return [entry["label"], entry["setting"], f"failed: {entry['error']}"]
-    return [entry["label"], entry["setting"], str(entry["n"]),
-            "{mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})".format(**entry),
-            format_estimate(entry["difference"]), format_estimate(entry["gain"])]
+    lines, commands = [HEAD.format(data=content["data"])], {}
+    for table in content["tables"].values():
+        lines += [f"### {table['title']}", "", "|  | setting | n | accuracy | difference | gain |", f"|{' --- |' * 6}"]
+        for entry in table["rows"]:
+            commands[entry["command"]] = None      # each once
+            cells = [entry["label"], entry["setting"]]
+            if "error" in entry:
+                cells.append(f"failed: {entry['error']}")
+            else:
+                cells += [str(entry["n"]), "{mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})".format(**entry),
+                          format_estimate(entry["difference"]), format_estimate(entry["gain"])]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    revisions = " and ".join(content["revisions"])
+    return "\n".join([*lines, f"### Commands of revision {revisions}", "", "```bash", *commands, "```", ""])

@@ -88,38 +88,35 @@ def show_seconds(axis, segments, unit):
 
 def draw_labels(axes, names, labels, probability):
     """One row for each of {name: [T] labels}, with a box for each run; the predicted one with its probabilities."""
-    segments = len(probability)
-    right = [a == b for a, b in zip(labels["predicted"], labels.get("true", labels["predicted"]))]
-    for y, (row, row_labels) in enumerate(labels.items()):
+    segments, true = len(probability), labels.get("true", labels["predicted"])
+    for y, row_labels in enumerate(labels.values()):
         start = 0
-        as_true = right if row == "predicted" else [True] * segments
-        for (label, is_true), run in groupby(zip(row_labels, as_true)):
+        for (label, is_right), run in groupby((a, a == b) for a, b in zip(row_labels, true)):
             length = len(list(run))
             colour = GREY if label == len(names) - 1 else LIGHT_BLUE
-            axes.add_patch(Rectangle((start, y), length, 1, facecolor=colour if is_true else LIGHT_ORANGE,
-                                     edgecolor="white", linewidth=1.5, hatch="" if is_true else "//"))
+            axes.add_patch(Rectangle((start, y), length, 1, facecolor=colour if is_right else LIGHT_ORANGE,
+                                     edgecolor="white", linewidth=1.5, hatch="" if is_right else "//"))
             text = textwrap.fill(names[label].split(",")[0], max(4, LETTERS * length // segments))
             axes.text(start + length / 2, y + 0.6, text, ha="center", va="center", fontsize=SMALL, linespacing=0.95)
             start += length
     for t, value in enumerate(probability):
         axes.text(t + 0.5, 0.07, f"{100 * value:.0f} %", ha="center", va="bottom", fontsize=SMALL)
     axes.set_ylim(0, len(labels))
-    axes.set_yticks([y + 0.5 for y in range(len(labels))],
-                    ["predicted" if all(right) else "predicted\nhatched:\nwrong", "true"][:len(labels)])
+    predicted = "predicted" if labels["predicted"] == true else "predicted\nhatched:\nwrong"
+    axes.set_yticks([y + 0.5 for y in range(len(labels))], [predicted, "true"][:len(labels)])
 
 
 def draw_matrices(row, psp):
     """The similarities of a `Propagation` on four axes, on one scale; returns the last image."""
-    panels = [(r"$\beta^{va}$, before pruning", "visual, s", "audio, s", psp.beta_va),
-              (r"$\gamma^{va}$, after pruning", "visual, s", "audio, s", psp.gamma_va),
-              (r"$\beta^{av}$, before pruning", "audio, s", "visual, s", psp.beta_av),
-              (r"$\gamma^{av}$, after pruning", "audio, s", "visual, s", psp.gamma_av)]
-    highest = max(matrix[0].max().item() for *_, matrix in panels)
-    for axes, (title, ylabel, xlabel, matrix) in zip(row, panels):
+    panels = [(r"$\beta^{va}$, before pruning", psp.beta_va), (r"$\gamma^{va}$, after pruning", psp.gamma_va),
+              (r"$\beta^{av}$, before pruning", psp.beta_av), (r"$\gamma^{av}$, after pruning", psp.gamma_av)]
+    highest = max(matrix[0].max().item() for _, matrix in panels)
+    for axes, (title, matrix) in zip(row, panels):
         segments = matrix.shape[-1]
         image = axes.imshow(matrix[0].numpy(), cmap=COLOURS, vmin=0, vmax=highest, aspect="auto",
                             extent=(0, segments, segments, 0))
         axes.set_title(title, parse_math=True)
+        ylabel, xlabel = ("visual, s", "audio, s") if "va" in title else ("audio, s", "visual, s")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         show_seconds(axes.xaxis, segments, "")
         show_seconds(axes.yaxis, segments, "")
@@ -135,10 +132,7 @@ def draw_strip(axes, name, pictures, **options):
 
 
 def read_recording_folder(folder, segments):
-    """The silent `Recording` of a folder with one picture for each segment, in natural order.
-
-    Raises UserError if their number is another one, or one cannot be read.
-    """
+    """The silent `Recording` of a folder with one picture for each segment, in natural order."""
     paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
     if len(paths) != segments:
         raise UserError(f"--frames {folder}: holds {len(paths)} PNG or JPEG files; {segments} are needed, one for each "
@@ -155,8 +149,7 @@ def read_recording_folder(folder, segments):
 def read_recording_file(path, segments):
     """The `Recording` of a video file: the square frame in the middle of each segment, and 120 loudnesses a second.
 
-    The last frame and silence fill what is missing at the end. Prints notes on that and on damaged parts.
-    Raises UserError if the file cannot be read, or a package for that is missing.
+    The last frame and silence fill what is missing at the end, with a note.
     """
     try:
         clip = read_clip(path, segments, pad=True)

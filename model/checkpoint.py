@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from model.class_names import AVE_CLASSES
-from model.released_checkpoint import find_weights, read_bytes, read_released, released_setting, released_weights
+from model.released_checkpoint import (
+    DOWNLOAD, NOT_OURS, find_weights, read_bytes, read_released, released_setting, released_weights)
 from psp_model import PUBLISHED
 from utils import UserError, one_line, write_atomically
 
@@ -29,16 +30,17 @@ def save_checkpoint(path, network, header, record):
     save_tensors(path, {**header, **record, "weights": weights})
 
 
-def read_content(path):
+def read_content(path, remedy=DOWNLOAD):
     """What torch.save wrote to `path`: tensors on the CPU and plain values; of the authors' files, {name: tensor}.
 
-    Runs nothing that the file names. Raises UserError for a file that is missing, broken or refused.
+    remedy: what to do about a broken file. Runs nothing that the file names. Raises UserError for a file that is
+    missing, broken or refused.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, remedy)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:      # one of the authors' files, or a broken one
-        return read_released(path, data)
+        return read_released(path, data, remedy)
 
 
 def load_checkpoint(path, setting=None):
@@ -57,8 +59,8 @@ def load_checkpoint(path, setting=None):
     elif {"optimizer", "weights"} <= entries:
         raise UserError(f"{path}: is the state of a run, for --resume; its checkpoint is "
                         f"{path.name.replace('_state', '')}")
-    elif not {"setting", "model_name", "network_args", "weights"} <= entries or find_weights(content["weights"]) is None:
-        raise UserError(f"{path}: is not a checkpoint of these networks")
+    elif not {"setting", "model_name", "network_args", "weights"} <= entries or not find_weights(content["weights"]):
+        raise UserError(f"{path}: {NOT_OURS}")
     if setting not in (None, content["setting"]):
         raise UserError(f"{path}: is a {content['setting']} supervised checkpoint; "
                         f"evaluate it with the other script, not the {setting} supervised one")

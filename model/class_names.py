@@ -12,6 +12,7 @@ AVE_CLASSES = (
     "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
     "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin", "background")
 AVE_ROWS = 4143            # of its label files
+AVE_VIDEOS = 4097          # different ones: some stand in several rows
 ANNOTATION_HEADER = ["category", "videoid", "quality", "starttime", "endtime"]      # in the archive of the dataset
 
 
@@ -59,10 +60,11 @@ def read_lines(path):
 def class_names(annotations=None, num_classes=None):
     """Names of the classes, background last: AVE's if all annotated categories are AVE's, else the annotated ones.
 
-    The annotated ones are in the order of their first appearance. If there are no annotations, or num_classes does not
-    fit them, the names are numbers.
+    The annotated ones are in the order of their first appearance; a category named background is the last class. If
+    there are no annotations, or num_classes does not fit them, the names are numbers.
     """
     named = list(dict.fromkeys(annotation.category for annotation in annotations or []))
+    named = [name for name in named if not is_background(name)]
     if named and set(named) <= set(AVE_CLASSES) and num_classes in (None, len(AVE_CLASSES)):
         return list(AVE_CLASSES)
     if num_classes is not None and len(named) != num_classes - 1:
@@ -70,22 +72,47 @@ def class_names(annotations=None, num_classes=None):
     return [*named, "background"]
 
 
-def names_and_ids(data_dir, annotations_path, sizes, known_names=None):
+def is_background(category):
+    return category.strip().lower() == "background"
+
+
+def class_index(names, category):
+    """Number of an annotated category among the class names."""
+    return len(names) - 1 if is_background(category) else names.index(category)
+
+
+def match_classes(trained, names):
+    """Numbers that classes have among the `trained` ones, by name; None if names on one side are unknown or numbers.
+
+    Raises UserError, with the difference, if they are not the same classes.
+    """
+    for known in (trained, names):
+        if known is None or all(re.fullmatch(r"category \d+", name) for name in known[:-1]):
+            return None
+    missing, extra = (", ".join(name for name in one if name not in other)[:100]
+                      for one, other in ((trained, names), (names, trained)))
+    if missing or extra:
+        raise UserError(f"was trained on other classes: only there {missing or 'none'}; only in the data "
+                        f"{extra or 'none'}")
+    return [trained.index(name) for name in names]
+
+
+def names_and_ids(data_dir, annotations_path, sizes):
     """(class names, or None if unknown; name of the video in each row, or None) of a data folder.
 
-    From the annotations if there are any; else the class names are known_names (AVE's for its label file), and the
-    videos are named by videos.txt.
+    From the annotations if there are any; else the class names are known for AVE's label file alone, and the videos
+    are named by videos.txt.
     annotations_path: None for Annotations.txt in data_dir, if it exists.
     Raises UserError unless there is one line for each row.
     """
-    path, listed = annotations_path or data_dir / "Annotations.txt", data_dir / "videos.txt"
+    path, listed = Path(annotations_path or Path(data_dir) / "Annotations.txt"), Path(data_dir) / "videos.txt"
     if annotations_path or path.is_file():
         lines = read_annotations(path)
         names, ids = class_names(lines, sizes.num_classes), [annotation.video_id for annotation in lines]
     else:
-        path, names = listed, known_names
+        path, names = listed, None
         ids = read_lines(listed) if listed.is_file() else None      # line i is the file of row i
-        if names is None and (sizes.num_rows, sizes.num_classes) == (AVE_ROWS, len(AVE_CLASSES)):
+        if (sizes.num_rows, sizes.num_classes) == (AVE_ROWS, len(AVE_CLASSES)):
             names = list(AVE_CLASSES)
     if ids is not None and len(ids) != sizes.num_rows:
         raise UserError(f"{path}: has {len(ids)} lines, but the data has {sizes.num_rows} rows; "

@@ -2,25 +2,25 @@
 import argparse
 import inspect
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import nn
 
-from dataset import FEATURES, has_labels, load_batches, network_inputs
+from dataset import FEATURES, load_batches, network_inputs, scored_splits
 from model.checkpoint import load_checkpoint, rebuild
-from model.class_names import class_names, names_and_ids
+from model.class_names import class_names, match_classes, names_and_ids
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.options import given_files, read_data
 from psp_model import PUBLISHED
-from utils import (UserError, back_up, code_checksum, progress_bar, rank_and_world_size, set_up_device,
+from utils import (UserError, back_up, code_checksum, locked, progress_bar, rank_and_world_size, set_up_device,
                    wrap_for_training, write_atomically)
 
 
 @torch.no_grad()
 def predict(network, dataset, batch_size, progress=None):
-    """`Predictions` for all videos of the dataset, the last short batch included; network: as `wrap_for_training`
-    returns it.
+    """`Predictions` for all videos of the dataset, the last short batch included.
 
     Raises UserError if the network's output is not finite.
     """
@@ -69,13 +69,16 @@ def evaluate_checkpoint(args, network_class, script):
     trained_in = checkpoint.get("options", {}).get("precision", "fp32")
     args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
     device = set_up_device(args.device, args.precision)
-    splits = ["val", "test"] if has_labels(args.data_dir, given_files(args)) else [None]
-    data = read_data(args, splits, device)
+    data = read_data(args, scored_splits(args.data_dir, given_files(args)), device)
     sizes = next(iter(data.values())).sizes
     if getattr(args, "threshold", None) is not None:
         checkpoint["network_args"] = {**checkpoint["network_args"], "threshold": args.threshold}
+    for split, dataset in data.items():
+        before = checkpoint.get("data", {}).get(f"fingerprint_{split}", dataset.fingerprint)
+        if before != dataset.fingerprint:
+            print(f"note: {split} has other features, labels or videos than in the training of this checkpoint")
     network = rebuild(checkpoint, args.trained_model_path, network_class, sizes).to(device)
-    names, ids = checkpoint_names(checkpoint, args.data_dir, args.annotations, sizes)
+    names, ids = match_labels(checkpoint, args.trained_model_path, data, args.data_dir, args.annotations)
 
     total = sum(map(len, data.values()))
     with progress_bar(total=total, desc="evaluating", unit="video", leave=False, delay=1) as progress:
@@ -107,11 +110,27 @@ def unpublished_args(checkpoint, network_class):
             if name in expected and value != expected[name]]
 
 
-def checkpoint_names(checkpoint, data_dir, annotations, sizes):
-    """(class names, name of the video in each row or None): of the data folder, else of the checkpoint's training."""
-    trained = checkpoint.get("class_names") or class_names(num_classes=checkpoint["network_args"]["num_classes"])
-    names, ids = names_and_ids(data_dir, annotations, sizes, trained)
-    return names if len(names) == len(trained) else trained, ids
+def match_labels(checkpoint, path, data, data_dir, annotations):
+    """Numbers the labels of the data as the checkpoint's classes are; (class names, name of the video in each row).
+
+    Prints a note if they can only be matched by number. Raises UserError if the data has other classes.
+    """
+    sizes = next(iter(data.values())).sizes
+    trained = checkpoint.get("class_names")
+    names, ids = names_and_ids(data_dir, annotations, sizes)
+    if sizes.num_classes is not None:
+        try:
+            numbers = match_classes(trained, names)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        if numbers is None:
+            print("note: the classes of the checkpoint or of the data have no names of their own; they are matched by "
+                  "number")
+        else:
+            for dataset in data.values():
+                numbers = torch.as_tensor(numbers, device=dataset.device)
+                dataset.tensors["labels"] = numbers[dataset.tensors["labels"]]
+    return trained or names or class_names(num_classes=checkpoint["network_args"]["num_classes"]), ids
 
 
 def print_scores(results, names):
@@ -150,7 +169,7 @@ def check_predictions_path(path):
         return
     if not path.parent.is_dir():
         raise UserError(f"--save_predictions {path}: the folder {path.parent} does not exist")
-    if path.exists() and (not path.is_file() or not path.read_bytes().startswith(b'{"label_names"')):
+    if path.exists() and not (path.is_file() and path.read_bytes()[:14] in (b"", b'{"label_names"')):
         raise UserError(f"--save_predictions {path}: exists already, and holds no predictions; choose another name")
 
 
@@ -165,7 +184,7 @@ def save_predictions(path, results, names, ids):
     } for split, result in results.items()
       for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
     lines = ",\n".join("  " + json.dumps(video) for video in videos)
-    write_atomically(path, f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
+    write_atomically(path.resolve(), f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
     print(f"predictions of {len(videos)} videos: {path}")
 
 
@@ -176,11 +195,15 @@ def each_seed(args):
     if args.runs == 1:
         yield args
         return
-    if rank_and_world_size()[0] == 0 and not args.resume:
-        back_up([runs_path(args)])
-    for seed in range(args.seed, args.seed + args.runs):
-        print(f"seed {seed}:")
-        yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
+    with ExitStack() as stack:
+        if rank_and_world_size()[0] == 0:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(runs_path(args).with_suffix(".lock")))
+            if not args.resume:
+                back_up([runs_path(args)])
+        for seed in range(args.seed, args.seed + args.runs):
+            print(f"seed {seed}:")
+            yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
 
 
 def runs_path(args):
@@ -196,6 +219,8 @@ def report_runs(args, rows, test_set):
     low, high = bootstrap_interval(by_video.mean(axis=0))
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
     path = runs_path(args)
+    if path.exists() and {run["seed"] for run in json.loads(path.read_text())["runs"]} - {row["seed"] for row in rows}:
+        back_up([path])      # it has other seeds
     options = {name: value for name, value in sorted(vars(args).items()) if name != "resume"}
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
                "test_fingerprint": test_set.fingerprint, "runs": rows}
@@ -204,7 +229,7 @@ def report_runs(args, rows, test_set):
     for row in rows:
         accuracies = [100 * row[name] for name in ("val", "test", "last_test")]
         print(f"{row['seed']:<6} {row['best_epoch']:>10}  " + "{:6.2f}  {:6.2f}   {:16.2f}".format(*accuracies))
-    print(f"test accuracy at the best validation epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
+    print(f"test accuracy at the chosen epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
           f"(mean and sample standard deviation of n = {len(rows)} seeds: "
           f"{', '.join(f'{100 * value:.2f}' for value in test)})")
     print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "

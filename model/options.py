@@ -1,4 +1,5 @@
 """The options that the training scripts share, what a run records of them, and the data that they name."""
+import argparse
 import math
 import re
 import sys
@@ -6,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dataset import AVE_FILES, SPLITS, AVEDataset, count_videos, find_files, read_shape, required_files
+from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, count_videos, find_files, open_file, read_shape,
+                     required_files)
 from model.class_names import class_names, names_and_ids
 from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD, PUBLISHED
 from utils import OptionParser, UserError, bounded, versions
@@ -21,8 +23,8 @@ FILE_OPTIONS = {      # of each setting, named as in the released scripts: the f
 }
 PATHS = {"data_dir", "annotations", *FILE_OPTIONS["fully"], *FILE_OPTIONS["weakly"]}      # recorded, not compared
 # Neither recorded nor compared: they do not change a run, or the network's arguments have them.
-UNRECORDED = {"setting", "model_name", "train", "trained_model_path", "resume", "runs", "output_dir", "save_predictions",
-              "log_steps", "device", "features", "threshold", "save_epoch"}
+UNRECORDED = {"setting", "model_name", "train", "trained_model_path", "resume", "runs", "output_dir",
+              "save_predictions", "log_steps", "device", "features", "threshold", "save_epoch"}
 
 
 def main_options(description, model_name, setting=None):
@@ -95,7 +97,7 @@ def psp_options(description, setting, threshold):
     parser = main_options(description, "PSP", setting)
     parser.for_training["threshold"] = threshold
     add = parser.add_argument_group("model").add_argument
-    add("--model_name", choices=["PSP"], default="PSP", help="(default: %(default)s)")
+    add("--model_name", type=psp_alone, default="PSP", metavar="PSP", help="(default: %(default)s)")
     add("--threshold", type=bounded(float, 0, 1), metavar="TAU",
         help="similarities that are not above it become 0; 0 prunes nothing, 1 everything "
              f"(default: {threshold}, the paper's; in evaluation, the checkpoint's)")
@@ -109,6 +111,13 @@ def psp_options(description, setting, threshold):
         add(option, choices=["on", "off"], default="on" if PUBLISHED[setting][name] else "off",
             help=f"{what} (default: %(default)s)")
     return parser
+
+
+def psp_alone(name):
+    """An argparse type."""
+    if name != "PSP":
+        raise argparse.ArgumentTypeError(f"{name[:40]!r} is not PSP; AVEL has a script of its own, model/avel.py")
+    return name
 
 
 def parse_options(parser):
@@ -185,7 +194,7 @@ def read_data(args, splits, device):
     background_videos = weak and getattr(args, "background_videos", "on") == "on"
     files = find_files(args.data_dir, required_files(splits, weak, background_videos), given_files(args))
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
-    per_video = math.prod(read_shape(files, "visual")[1:])      # values
+    per_video = sum(math.prod(read_shape(files, name)[1:]) for name in FEATURES)      # values
     features, place = choose_place(args.features, count_videos(files, splits) * per_video * dtype.itemsize,
                                    args.batch_size * per_video * 4, device)
     data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place,
@@ -194,6 +203,15 @@ def read_data(args, splits, device):
         if dataset.without_features:
             print(f"note: {dataset.without_features} of {len(dataset)} videos of {split or args.data_dir} have no "
                   "features, only zeros, since their video files were missing")
+    with open_file(files, "visual") as visual:
+        in_chunk = visual.chunks[0] if visual.chunks else 1
+    if features == "disk" and in_chunk > 4:
+        path, new_path = files["visual"], files["visual"].with_suffix(".contiguous.h5")
+        print(f"note: {path}: its chunks hold {in_chunk} videos, so to read a video takes about {in_chunk} times as "
+              "long as from a contiguous file; write one: "
+              f"python -c \"import h5py; a = h5py.File('{path}')['avadataset']; "
+              f"b = h5py.File('{new_path}', 'x').create_dataset('avadataset', a.shape, a.dtype); "
+              f"[b.__setitem__(slice(i, i + {in_chunk}), a[i:i + {in_chunk}]) for i in range(0, len(a), {in_chunk})]\"")
     rows = [row for dataset in data.values() for row in dataset.tensors["video"].tolist()]
     shared = len(rows) - len(set(rows))
     if shared:
@@ -216,7 +234,7 @@ def choose_place(features, needed, batch, device):
     """
     place, total, available = torch.device("cpu"), *main_memory()
     if features == "memory" and needed > total:
-        raise UserError(f"--features memory: the features need {needed / 1e9:.1f} GB, and this machine has "
+        raise UserError(f"--features memory: the features need {needed / 1e9:.1f} GB, and this process may use "
                         f"{total / 1e9:.1f} GB; use --features disk")
     # A step takes 4.1 times the features of its batch (a pretended GPU, 8 to 32 videos). The 1 GB is for CUDA itself.
     if features == "auto" and device.type == "cuda" and needed + 5 * batch + 1e9 < torch.cuda.mem_get_info(device)[0]:
@@ -228,10 +246,32 @@ def choose_place(features, needed, batch, device):
     return features, place
 
 
-def main_memory():
-    """(bytes of main memory, bytes that are available); infinite if the system does not say."""
+CONTROL_GROUPS = {      # where the system says what a container, SLURM or systemd allows, of version 2 and 1
+    2: ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    1: ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+
+
+def main_memory(root=Path("/")):
+    """(bytes of main memory, bytes that are available) to this process; infinite if the system does not say.
+
+    The smallest limit of its control groups counts. Their usage counts files that can be dropped, `inactive_file`.
+    """
     try:
-        found = dict(re.findall(r"(\w+): *(\d+) kB", Path("/proc/meminfo").read_text()))
-        return 1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"])
+        found = dict(re.findall(r"(\w+): *(\d+) kB", (root / "proc/meminfo").read_text()))
+        total, available = 1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"])
     except (OSError, KeyError):      # not Linux
         return math.inf, math.inf
+    path = root / "proc/self/cgroup"
+    groups = [line.split(":", 2) for line in path.read_text().splitlines()] if path.exists() else []
+    for number, controllers, place in groups:
+        if number == "0" or "memory" in controllers.split(","):
+            base, limit, usage, inactive = CONTROL_GROUPS[2 if number == "0" else 1]
+            for folder in (root / base / place.lstrip("/"), *(root / base / place.lstrip("/")).parents):
+                try:
+                    limited, used = (int((folder / name).read_text()) for name in (limit, usage))
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                except (OSError, ValueError):      # not visible from here, or 'max'
+                    continue
+                total = min(total, limited)
+                available = min(available, limited - used + int(stat.get(inactive, 0)))
+    return total, available

@@ -2,12 +2,14 @@
 
 The authors saved whole modules. PyTorch writes a module as a pickle: a program that may call any Python function.
 `torch.load(weights_only=True)` refuses such a file, and `weights_only=False` runs it. Here torch.load reads the file
-with `_Unpickler`, which imports nothing. A module's name gives an object that does nothing, a tensor's name gives a
-tensor, and any other name is refused.
+with `_Unpickler`, which imports nothing. A name of a module, of NumPy, argparse or pathlib gives an object that does
+nothing, a tensor's name gives a tensor, and any other name is refused.
 """
 import io
+import os.path
 import pickle
 import warnings
+import zipfile
 from types import SimpleNamespace
 
 import torch
@@ -23,11 +25,14 @@ class Inert(dict):
 
     dump_patches = False      # torch.load reads it, and writes a file if it is true
     parts = {}                # of a module: {name: tensor, Inert or None}
+    __hash__ = object.__hash__    # a NumPy number may be the key of a dict
 
     def __init__(self, *arguments, **named):
         super().__init__()
 
     def __setstate__(self, state):
+        if not isinstance(state, dict):      # of a NumPy array
+            return
         self.parts = {name: part for kind in ("_parameters", "_buffers", "_modules")
                       for name, part in state.get(kind, {}).items()}
 
@@ -53,7 +58,13 @@ _STANDS_FOR = {
     "torch.device": Inert,
     "collections.OrderedDict": Inert,
     "__builtin__.set": Inert,
+    "_codecs.encode": Inert,      # the bytes of a NumPy number
 }
+_INERT_MODULES = ("fully_model.", "weakly_model.", "torch.nn.", "numpy.", "argparse.", "pathlib.")
+
+
+class _NotRunError(pickle.UnpicklingError):
+    """A pickle names something else; the message is that name."""
 
 
 class _Unpickler(pickle._Unpickler):
@@ -62,13 +73,16 @@ class _Unpickler(pickle._Unpickler):
     `pickle._Unpickler` is written in Python. In `pickle.Unpickler`, one flipped bit of a file can take gigabytes.
     """
 
+    # Without the one command that takes as much memory as it says; checkpoints do not have it.
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+
     def find_class(self, module, name):
         full_name = f"{module}.{name}"
         if full_name in _STANDS_FOR:
             return _STANDS_FOR[full_name]
-        if full_name.startswith(("fully_model.", "weakly_model.", "torch.nn.")):
+        if full_name.startswith(_INERT_MODULES):
             return Inert
-        raise pickle.UnpicklingError(f"it names {full_name!r}, which was not run")
+        raise _NotRunError(full_name)
 
 
 def _load(file, **options):
@@ -76,26 +90,32 @@ def _load(file, **options):
 
 
 _PICKLE = SimpleNamespace(__name__="inert pickle", Unpickler=_Unpickler, load=_load)      # torch.load's pickle_module
+_STREAM_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:-1]
+DOWNLOAD = "download it again"
+NOT_OURS = "is not a checkpoint of these networks; if it holds one, save its state_dict() alone"
 
 
-def read_bytes(path):
-    """Returns the file's bytes. Raises UserError for a file that is not a checkpoint or not safe for torch.load."""
+def read_bytes(path, remedy=DOWNLOAD):
+    """Returns the file's bytes. Raises UserError for a file that is not a checkpoint or not safe for torch.load.
+
+    remedy: what to do about a broken file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: is a folder, not a file" if path.is_dir() else f"{path}: not found")
     data = path.read_bytes()
     if not data:
-        raise UserError(f"{path}: is empty; download it again")
+        raise UserError(f"{path}: is empty; {remedy}")
     if data.lstrip().startswith(b"<"):
-        raise UserError(f"{path}: is a web page, not a checkpoint; download it again")
+        raise UserError(f"{path}: is a web page, not a checkpoint; {remedy}")
     if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: is a git-lfs pointer, not the checkpoint itself; download it again, with git-lfs")
+        raise UserError(f"{path}: is a git-lfs pointer, not the checkpoint itself; {remedy}, with git-lfs")
     # torch.load gives a zip file with this entry to torch.jit.load. Any place counts, since zip readers may disagree.
     if b"constants.pkl" in data:
         raise UserError(f"{path}: is a TorchScript archive, not a checkpoint; it was not run")
     return data
 
 
-def read_released(path, data):
+def read_released(path, data, remedy=DOWNLOAD):
     """{released name: tensor} of the module that torch.save wrote to `path`, in today's zip format or the old stream.
 
     Runs nothing that the file names. Raises UserError for a file that is broken or holds anything else.
@@ -105,29 +125,62 @@ def read_released(path, data):
             # Not the path: given a path, torch.load also opens a tar file.
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_PICKLE)
     except Exception as error:      # a broken file can raise anything
-        raise UserError(f"{path}: cannot be read as a PyTorch checkpoint "
-                        f"({type(error).__name__}: {one_line(error)}); download it again") from error
+        raise UserError(f"{path}: {_what_is_wrong(path, data, error, remedy)}") from error
     weights = find_weights(content)
     if weights is None:
-        raise UserError(f"{path}: is not a checkpoint of these networks")
+        raise UserError(f"{path}: {NOT_OURS}")
     return weights
+
+
+def _what_is_wrong(path, data, error, remedy):
+    """What a file is that torch.load did not read, and what to do about it."""
+    if data.startswith(b"\x1f\x8b"):
+        return "is compressed; gunzip it first"
+    if data[257:262] == b"ustar":
+        return "is a tar archive, not a checkpoint; if one is in it, extract it first"
+    if _is_other_zip(data):
+        return "is a zip archive, not a checkpoint; if one is in it, unzip it first"
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+        return "is a safetensors file, which is not supported; write its state dict with torch.save"
+    if data.startswith(b'{"run":'):
+        return f"is the log of a run; its checkpoint is {path.with_suffix('.pt').name}"
+    if isinstance(error, _NotRunError) and data.startswith((b"PK", b"\x80")):
+        if str(error).startswith("psp_model."):
+            return ("is a whole module of psp_model.py, which was not run; save network.state_dict() instead, or use "
+                    "save_checkpoint of model/checkpoint.py")
+        return f"names {one_line(error)!r}, which was not run; save the state_dict() alone"
+    if not data.startswith((b"PK", b"\0\0\0\0")) and _STREAM_MAGIC not in data[:40]:      # disks leave zeros
+        return f"is not a file of torch.save; {'name the checkpoint itself' if remedy == DOWNLOAD else remedy}"
+    reason = one_line(error).partition(". ")[0]
+    return f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason}); {remedy}"
+
+
+def _is_other_zip(data):
+    """Whether it is a whole zip archive that torch.save did not write."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist() if data.startswith(b"PK") else []
+    except Exception:      # a broken archive can raise anything
+        return False
+    return bool(names) and not any(name.endswith("/data.pkl") for name in names)
 
 
 def find_weights(content):
     """{name: tensor} from what torch.load gave: a state dict, or a module as `read_released` sees it. Else None.
 
-    Takes the entry 'state_dict' or 'model' of a dict, and removes DataParallel's 'module.' if all names begin with it.
+    Takes the entry 'state_dict', 'model_state_dict' or 'model' of a dict. Removes what all names begin with, such as
+    DataParallel's 'module.', if that leaves names of ours or of the authors.
     """
     if isinstance(content, dict):
-        content = content.get("state_dict", content.get("model", content))
+        content = next((content[key] for key in ("state_dict", "model_state_dict", "model") if key in content), content)
     if isinstance(content, Inert) and content.parts:
         content = _module_weights(content)
     if not isinstance(content, dict) or not content:
         return None
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         return None
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): value for name, value in content.items()}
+    prefix = os.path.commonprefix(list(content))
+    bare = {name.removeprefix(prefix): value for name, value in content.items()}
+    return bare if any(name.rpartition(".")[0] in _KNOWN_MODULES for name in bare) else dict(content)
 
 
 def _module_weights(module, prefix="", depth=0):
@@ -170,6 +223,7 @@ RELEASED_NAMES = {
         "psp.a_fc": "psp.audio_out.0",
     },
 }
+_KNOWN_MODULES = {module for names in RELEASED_NAMES.values() for pair in names.items() for module in pair}
 
 # Parameters of the released networks that never reach their output, by the first part of the name.
 RELEASED_UNUSED = {

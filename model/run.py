@@ -3,6 +3,8 @@ import json
 import math
 import random
 import sys
+from collections import Counter
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -10,9 +12,10 @@ from tqdm import tqdm
 
 from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
-from utils import UserError, back_up, progress_bar, rank_and_world_size, write_atomically
+from utils import UserError, back_up, locked, progress_bar, rank_and_world_size, write_atomically
 
-KEPT = ("lines", "checks", "best", "best_test", "last")      # attributes of a run that its state file holds
+KEPT = ("lines", "checks", "best", "best_test", "last", "custom_score")      # attributes in the state file
+RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs"}      # in the log
 
 
 class Run:
@@ -21,6 +24,7 @@ class Run:
         <model>_<setting>.pt         checkpoint of the best check, which the main script saves
         <model>_<setting>.jsonl      log: a line with the header, one for each epoch, one with the result
         <model>_<setting>_state.pt   all that --resume needs
+        <model>_<setting>.lock       empty; held by the run that writes here
 
     header: dict of plain values that describes the run.
     start: the epoch to begin with. writes: whether this process evaluates and writes the files; of several, the first.
@@ -37,7 +41,8 @@ class Run:
         self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
         self.best = self.best_test = self.last = None
         self.device = next(network.parameters()).device
-        self.sums, self.losses, self.lr = {}, [], None
+        self.custom_score = False
+        self.sums, self.counts, self.losses, self.lr = {}, Counter(), [], None
         optimizer.register_step_post_hook(self._note_rate)
         name = f"{header['model_name']}_{header['setting']}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
@@ -46,29 +51,38 @@ class Run:
 
     def __enter__(self):
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            if self.writes:
+                stack.enter_context(locked(self.log_path.with_suffix(".lock")))
+            self._start()
+            self.lock = stack.pop_all()
+        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
+                                disable=not self.writes)
+        return self
+
+    def _start(self):
         if self.args.resume and self.state_path.exists():
             self._continue()
         elif self.writes:
             if self.args.resume:
                 print(f"{self.state_path}: does not exist, so there is nothing to resume; starting with epoch 0")
-            back_up([self.state_path, self.checkpoint_path, self.log_path])      # the state first: --resume looks for it
+            back_up([self.state_path, self.checkpoint_path, self.log_path])      # first what --resume looks for
             self._log({"run": self.header})
             self._save_state(epochs=0)
-        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
-                                disable=not self.writes)
-        return self
 
     def __exit__(self, kind, *_):
         self.bar.close()
+        self.lock.close()
         if kind is KeyboardInterrupt and self.writes:
             print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
     def _continue(self):
-        state = read_content(self.state_path)
+        state = read_content(self.state_path, remedy="start again without --resume")
         if "random" not in state:
             raise UserError(f"{self.state_path}: is not the state of a run; start again without --resume")
-        for key in ("network_args", "options", "data"):
-            before, now = state["header"][key], self.header[key]
+        for key in ("network_args", "options", "data", "class_names"):
+            before, now = (dict(enumerate(value)) if key == "class_names" else value
+                           for value in (state["header"][key], self.header[key]))
             changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
                        if before.get(name) != now.get(name)]
             if changed:
@@ -76,6 +90,7 @@ class Run:
                                 "repeat its command, or choose another --output_dir")
         if state["header"]["versions"] != self.header["versions"]:
             print("note: the code or a library has changed since the run began; its log has the old versions")
+            self.header["versions"] = state["header"]["versions"]
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         if len(log) < state["lines"] or (state["best"] and not self.checkpoint_path.exists()):
             raise UserError(f"--resume: the log or the checkpoint in {self.args.output_dir} is missing or cut short; "
@@ -114,14 +129,18 @@ class Run:
 
     def add(self, loss, **parts):
         """Adds the loss of a step, and parts of it under their names; no device sync."""
+        for name in parts:
+            if name in RESERVED or name in self.header:
+                raise ValueError(f"run.add: a part of the loss cannot be named {name!r}; the log has another one")
         for name, value in {"loss": loss, **parts}.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] += 1
         if self.args.log_steps and self.writes:
             self.losses.append(loss.detach())
         self.bar.update()
 
     def end_steps(self, epoch):
-        """The record of an epoch: mean losses over all steps and processes, learning rate of the last step.
+        """The record of an epoch: mean of what was added, over all processes; learning rate of the last step.
 
         UserError if a loss is not finite.
         """
@@ -129,11 +148,11 @@ class Run:
         for name, total in self.sums.items():
             if self.world_size > 1:
                 torch.distributed.all_reduce(total)
-            record[name] = total.item() / (self.steps * self.world_size)
+            record[name] = total.item() / (self.counts[name] * self.world_size)
             if not math.isfinite(record[name]):
                 kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
                 raise UserError(f"the {name} of epoch {epoch} is {record[name]}; try a lower --lr{kept}")
-        self.sums = {}
+        self.sums, self.counts = {}, Counter()
         return {**record, "lr": self.lr}
 
     @property
@@ -146,8 +165,11 @@ class Run:
         self.best = {"record": record, "correct": test.correct_segments}
 
     def note_check(self, record, test):
-        """Counts a check, and notes it if its test accuracy is the best so far."""
+        """Counts a check, and notes it if its test accuracy is the best so far; UserError if its score is NaN."""
+        if record["score"] is not None and math.isnan(record["score"]):
+            raise UserError(f"the score of epoch {record['epoch']} is NaN; give a number, or None if there is none")
         self.checks += 1
+        self.custom_score = self.custom_score or record["score"] != record["val_accuracy"]
         if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
             self.best_test = {"record": record, "correct": test.correct_segments}
 
@@ -176,7 +198,7 @@ class Run:
             return None
         best, best_test = self.best["record"], self.best_test["record"]
         self._log({"result": {"best": best, "best_test": best_test, "last": self.last, "checks": self.checks}})
-        if best["score"] == best["val_accuracy"]:
+        if not self.custom_score:
             print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
             print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         else:
@@ -189,6 +211,6 @@ class Run:
               "as the released code does, so it is too high)")
         print(f"checkpoint: {self.checkpoint_path}   log: {self.log_path}")
         return {"seed": self.args.seed, "best_epoch": best["epoch"], "val": best["val_accuracy"],
-                "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
+                "test": best["test_accuracy"], "score": best["score"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
                 "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}

@@ -11,6 +11,7 @@ First batch: seconds since the script was started. Peak: memory of the process; 
 import time
 
 STARTED = time.perf_counter()
+import os  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
 from itertools import chain, count  # noqa: E402
@@ -20,12 +21,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from dataset import FEATURES, TrainingBatches  # noqa: E402
-from model.checkpoint import NETWORKS  # noqa: E402
-from psp_model import PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss  # noqa: E402
+from dataset import FEATURES, TrainingBatches, network_inputs  # noqa: E402
+from model.evaluate import predict  # noqa: E402
+from model.options import data_sizes, read_data  # noqa: E402
+from psp_model import (PUBLISHED, PSPNetwork, avps_target, fully_supervised_loss,  # noqa: E402
+                       weakly_supervised_loss)
+from utils import OptionParser, bounded, one_line_errors, set_up_device, wrap_for_training  # noqa: E402
 
 BATCH_SIZE, WARM_UP = 128, 3      # videos, steps
 
@@ -41,26 +44,26 @@ class CountKernels(TorchDispatchMode):
 
 
 def main():
-    parser = utils.OptionParser(__doc__)
+    parser = OptionParser(__doc__)
     parser.add_argument("--data_dir", type=Path, metavar="DIR", required=True, help="with all files")
-    parser.add_argument("--setting", choices=NETWORKS, default="fully")
+    parser.add_argument("--setting", choices=PUBLISHED, default="fully")
     parser.add_argument("--features", choices=["auto", "memory", "disk"], default="auto")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp64"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=utils.bounded(int, 1), default=12, help="that are timed (default: %(default)s)")
+    parser.add_argument("--steps", type=bounded(int, 1), default=12, help="that are timed (default: %(default)s)")
     parser.set_defaults(model_name="PSP", batch_size=BATCH_SIZE)
     args = parser.parse_args()
-    device = utils.set_up_device(args.device, args.precision)
+    device = set_up_device(args.device, args.precision)
 
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    data = utils.read_data(args, args.setting, ["train", "val"], device)
+    data = read_data(args, ["train", "val"], device)
     sizes = data["train"].sizes
-    network = PSPNetwork(**utils.network_sizes(sizes), threshold=0.1, **NETWORKS[args.setting]).to(device)
-    model = utils.prepare(network, args.precision)
+    network = PSPNetwork(**data_sizes(sizes), **PUBLISHED[args.setting]).to(device)
+    model = wrap_for_training(network, args.precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     target = {"fully": "labels", "weakly": "label_share"}[args.setting]
     batches = TrainingBatches(data["train"].only(*FEATURES, target), BATCH_SIZE, seed=0, device=device)
@@ -69,7 +72,7 @@ def main():
     def step(lap=lambda: None):
         batch = next(batches)
         lap()
-        output = model(batch["audio"], batch["visual"])
+        output = model(*network_inputs(batch))
         if args.setting == "fully":
             avps = avps_target(batch["labels"], sizes.background)
             loss = fully_supervised_loss(output, batch["labels"], avps, LAMBDA=100)
@@ -108,7 +111,7 @@ def main():
     products = 1000 * np.median(np.diff(times)[WARM_UP:])
 
     start = now()
-    utils.predict(model, data["val"], BATCH_SIZE)
+    predict(model, data["val"], BATCH_SIZE)
     evaluated = len(data["val"]) / (now() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -124,5 +127,6 @@ def main():
 
 
 if __name__ == "__main__":
-    with utils.one_line_errors():
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # as in the main scripts
+    with one_line_errors():
         main()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, ROOT, read_log, rewrite, run_main
+from conftest import MAIN, ROOT, read, read_log, rewrite, run_main
 from model.checkpoint import load_checkpoint, save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
 from utils import InPrecision, code_checksum
@@ -54,16 +54,48 @@ def test_a_custom_score_chooses_and_is_what_the_report_names(edited, tmp_path):
                                             ("[0, 0.2, None, 0.1]", 1)])
 def test_a_score_of_none_never_beats_a_number(edited, tmp_path, scores, chosen):
     edited((SCORE, f"score = {scores}[epoch] "))
-    assert read_log(tmp_path, "fully")[2]["best"]["epoch"] == load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == chosen
+    assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == chosen
+    assert read_log(tmp_path, "fully")[2]["best"]["epoch"] == chosen
 
 
 def test_parts_of_the_loss_and_the_rate_of_the_last_step_are_logged(edited, tmp_path):
     edited(("run.add(loss)", "schedule.step()\n                run.add(loss, twice=2 * loss)"),
-           ("            schedule.step()\n\n", "\n"), ("milestones=[60, 120]", "milestones=[2]"), options=["--log_steps"])
+           ("            schedule.step()\n\n", "\n"), ("milestones=[60, 120]", "milestones=[2]"),
+           options=["--log_steps"])
     for epoch in read_log(tmp_path, "fully")[1]:
         assert epoch["loss"] == pytest.approx(np.mean(epoch["losses"]), rel=1e-6)
         assert epoch["twice"] == pytest.approx(2 * epoch["loss"], rel=1e-6)
         assert epoch["lr"] == (1e-3 if epoch["epoch"] == 0 else 8e-4)
+
+
+@pytest.mark.parametrize("name", ["lr", "epoch", "class_names", "test_accuracy"])
+def test_a_part_of_the_loss_overwrites_nothing(edited, name):
+    with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+        edited(("run.add(loss)", f"run.add(loss, {name}=loss)"))
+
+
+def test_a_part_of_some_steps_is_the_mean_of_these(edited, tmp_path):
+    edited(("run.add(loss)", "run.add(loss, **({'one': 0 * loss + 1} if run.bar.n % 2 else {}))"))
+    assert [epoch["one"] for epoch in read_log(tmp_path, "fully")[1]] == [1] * 4
+
+
+def test_a_score_that_is_nan_ends_the_run_in_one_line(edited, capsys):
+    with pytest.raises(SystemExit):
+        edited((SCORE, "score = float('nan') "))
+    assert "the score of epoch 1 is NaN" in capsys.readouterr().err
+
+
+def test_an_order_of_another_shape_is_refused(edited):
+    with pytest.raises(ValueError, match=r"positions \(4, 6\), not \(2, 12\)"):
+        edited(("order=shuffled", "order=lambda videos, size, seed: shuffled(videos, size // 2, seed)"))
+
+
+def test_evaluation_on_other_features_is_noted(trained, tiny_folder, data_folder):
+    setting, folder, _ = trained
+    evaluation = (MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir")
+    assert "has other features" not in run_main(*evaluation, tiny_folder)[1]
+    rewrite(data_folder / "audio_feature.h5", 2 * read(data_folder / "audio_feature.h5"))
+    assert run_main(*evaluation, data_folder)[1].count("has other features, labels or videos") == 2
 
 
 OPTION = ("    parser.set_defaults(nb_epoch", "    parser.loss.add_argument('--bidir_weight', type=float, default=1)\n"
@@ -128,9 +160,9 @@ def test_one_more_feature_file_reaches_training_checks_and_evaluation(data_folde
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
     for name, old, new in (
             ("dataset.py", 'FEATURES = ("audio", "visual")', 'FEATURES = ("audio", "visual", "flow")'),
-            ("dataset.py", "AVE_FILES = {\n", 'AVE_FILES = {\n    "flow": AVEFile(("flow_feature.h5",), "flow", ""),\n'),
-            ("psp_model.py", "def forward(self, audio, visual):\n        \"\"\"audio [B, T, Da], visual [B, T, h, w, Dv] ->"
-             " `Output`.\"\"\"\n", "def forward(self, audio, visual, flow):\n        audio = audio + flow.mean()\n")):
+            ("dataset.py", "AVE_FILES = {", 'AVE_FILES = {"flow": AVEFile(("flow_feature.h5",), "flow", ""),'),
+            ("psp_model.py", "def forward(self, audio, visual):\n        \"\"\"audio [B, T, Da], visual [B, T, h",
+             "def forward(self, audio, visual, flow):\n        audio = audio + flow.mean()\n        \"\"\"")):
         text = (copy / name).read_text()
         assert old in text
         (copy / name).write_text(text.replace(old, new))

@@ -1,9 +1,12 @@
 """Checkpoints: what is written is read again, and what does not fit is refused in one line."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dataset import Sizes
 from model.checkpoint import load_checkpoint, rebuild, save_tensors
+from model.run import Run
 from utils import UserError
 
 SIZES = Sizes(24, 6, audio_dim=12, map_size=(3, 2), visual_dim=20, num_classes=5)
@@ -69,3 +72,15 @@ def test_the_state_of_a_run_is_not_its_checkpoint(content, tmp_path):
     save_tensors(tmp_path / "PSP_fully_state.pt", {"weights": content["weights"], "optimizer": {}, "epoch": 3})
     with pytest.raises(UserError, match="is the state of a run.* its checkpoint is PSP_fully.pt"):
         load_checkpoint(tmp_path / "PSP_fully_state.pt")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)), lambda data: b"?" + data[1:],
+    lambda data: data.replace(b"PK", b"KP"),
+], ids=["empty", "cut", "zeros", "text", "damaged"])
+def test_a_broken_state_is_not_downloaded_again(content, tmp_path, damage):
+    path = tmp_path / "PSP_fully_state.pt"
+    save_tensors(path, content)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"^{path}: .*; start again without --resume$"):
+        Run._continue(SimpleNamespace(state_path=path))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from conftest import change, read, rewrite, with_value
-from dataset import (AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, read_sizes, required_files,
-                     shuffled)
+from dataset import (AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, open_h5, read_sizes,
+                     required_files, shuffled)
 from model.class_names import AVE_CLASSES, class_names, names_and_ids, read_annotations
 from utils import UserError, progress_bar
 
@@ -51,6 +51,15 @@ def test_any_dtype_and_layout(data_folder, dtype, layout):
     for features in ("memory", "disk"):
         assert_holds_rows(load(data_folder, features=features), data_folder,
                           read(data_folder / "train_order.h5", "order"))
+
+
+def test_chunks_of_many_videos_are_kept_until_their_rows_are_read(data_folder):
+    """As create_dataset(..., compression="gzip") lays them out: each video has a part of all chunks of its row."""
+    path = data_folder / "visual_feature.h5"
+    rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
+    with open_h5(path) as dataset:
+        _, slots, size, _ = dataset.file.id.get_access_plist().get_cache()
+        assert size >= 20 * 6 * 3 * 3 * 20 * 8 and slots > 6 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -163,7 +172,7 @@ BROKEN = {
                     "has no HDF5 dataset 'avadataset', but data"),
     "text": (*in_file("audio_feature.h5", lambda a: np.array([b"a"])), "not an array of numbers"),
     "axes": (*in_file("visual_feature.h5", lambda a: a[..., 0]), r"shape \(40, 6, 3, 3\); expected"),
-    "one channel": (*in_file("visual_feature.h5", lambda a: np.ones((40, 6, 32, 32, 1))), "1024 cells with one channel"),
+    "one channel": (*in_file("visual_feature.h5", lambda a: np.ones((40, 6, 32, 32, 1))), "1024 cells with one"),
     "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), "must agree"),
     "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
     "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "no background videos belong to it"),

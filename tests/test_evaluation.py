@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import MAIN, read, read_log
+from conftest import MAIN, read, read_log, rewrite, run_main
 from model.checkpoint import save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
@@ -94,6 +94,49 @@ def test_class_names_come_from_the_checkpoint_if_there_are_no_annotations(train,
     assert "\nDog, barking " in out
 
 
+def reverse_rows(folder):
+    """Reverses the rows of a folder, so that its categories, numbered as they appear, get other numbers."""
+    rows = np.arange(40)[::-1]
+    for name in ("audio_feature", "visual_feature", "right_labels", "mil_labels", "prob_label"):
+        rewrite(folder / f"{name}.h5", read(folder / f"{name}.h5")[rows])
+    for split in ("train", "val", "test"):
+        order = read(folder / f"{split}_order.h5", "order")
+        rewrite(folder / f"{split}_order.h5", 39 - order, "order")
+    lines = (folder / "Annotations.txt").read_text().splitlines()
+    (folder / "Annotations.txt").write_text("\n".join(lines[row] for row in rows) + "\n")
+    run_main("data/prepare_labels.py", "--annotations", folder / "Annotations.txt", "--output_dir", folder,
+             "--segments", 6, "--background_videos", 5, "--overwrite")
+
+
+def test_classes_in_another_order_are_matched_by_name(train, quick_script, data_folder, tmp_path):
+    """Not by number, which would give other scores and other names in the predictions."""
+    def scores(out):
+        return re.findall(r"(?:val|test) accuracy: [\d.]+ %", out)
+
+    annotations = data_folder / "Annotations.txt"
+    for number, name in enumerate(("Dog", "Cat meow", "Owl", "Bee")):
+        annotations.write_text(annotations.read_text().replace(f"category {number}", name))
+    train("fully", "--nb_epoch", 3, "--data_dir", data_folder)
+    evaluation = (MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--data_dir", data_folder,
+                  "--save_predictions", tmp_path / "a.json")
+    before, found = quick_script(*evaluation).stdout, json.loads((tmp_path / "a.json").read_text())
+    reverse_rows(data_folder)
+    after, again = quick_script(*evaluation).stdout, json.loads((tmp_path / "a.json").read_text())
+    assert len(scores(before)) == 2 and scores(before) == scores(after)
+    assert again["label_names"] == found["label_names"] == ["Dog", "Cat meow", "Owl", "Bee", "background"]
+    assert {(video["id"], *video["labels"]) for video in again["videos"]} == {
+        (video["id"], *video["labels"]) for video in found["videos"]}
+    error = train("fully", "--nb_epoch", 3, "--data_dir", data_folder, "--resume", code=2).stderr
+    assert "has other " in error
+    annotations.write_text(annotations.read_text().replace("Owl", "Bat"))
+    error = quick_script(*evaluation, code=2).stderr
+    assert "was trained on other classes: only there Owl; only in the data Bat" in error and error.count("\n") == 1
+
+
+def test_classes_without_names_are_matched_by_number_with_a_note(evaluate):
+    assert "matched by number" in evaluate().stdout
+
+
 def test_a_checkpoint_of_the_other_setting_is_refused(trained, evaluate):
     other = MAIN["weakly" if trained[0] == "fully" else "fully"]
     error = evaluate(script=other, code=2).stderr
@@ -113,6 +156,22 @@ def test_a_checkpoint_that_does_not_fit_gives_no_figures(quick_script, tiny_fold
                                "weights": network.state_dict()})
     done = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder, code=2)
     assert expected in done.stderr and done.stderr.count("\n") == 1 and "accuracy" not in done.stdout
+
+
+@pytest.mark.parametrize("orders, splits", [((), ["all"]), (("test",), ["test"]), (("val", "test"), ["val", "test"])])
+def test_own_videos_are_scored_without_order_files(evaluate, data_folder, orders, splits):
+    for split in {"train", "val", "test"} - {*orders}:
+        (data_folder / f"{split}_order.h5").unlink()
+    out = evaluate("--data_dir", data_folder).stdout
+    assert re.findall(r"\n(\w+) accuracy: [\d.]+ % of (\d+)", out) == [
+        (split, str(6 * {"all": 40, "val": 9, "test": 7}[split])) for split in splits]
+
+
+def test_predictions_are_written_through_a_link_and_into_an_empty_file(evaluate, tmp_path):
+    (tmp_path / "real.json").touch()
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    evaluate("--save_predictions", tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "real.json").read_text())["videos"]
 
 
 def test_predictions_replace_nothing_but_predictions(evaluate, tmp_path):

@@ -93,7 +93,7 @@ def test_a_training_is_called_rising_if_its_gain_is_above_zero():
 def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(monkeypatch, tmp_path):
     monkeypatch.setattr(paper_tables, "TABLES", {"threshold": ("Pruning threshold", [
         paper_tables.Row("PSP", "fully", value=0.099),
-        paper_tables.Row("threshold 0.5", "fully", ("--threshold", "0.5"), value=0.5),
+        paper_tables.Row("threshold 0.5", "fully", "--threshold 0.5", 0.5),
         paper_tables.Row("chosen on test", "fully", metric="best_test")])})
     made_up_run(tmp_path / "rows" / "fully", [[8, 6], [6, 4]])
     made_up_run(tmp_path / "rows" / "fully_threshold_0p5", [[9, 8], [7, 4]])
@@ -127,7 +127,7 @@ def test_the_stored_results_of_an_earlier_revision_give_the_committed_tables(tmp
 def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tiny_folder, tmp_path):
     options = ("--data_dir", tiny_folder, "--runs", 2, "--nb_epoch", 10, "--check_epoch", 3, "--jobs", 2,
                "--batch_size", 12, "--device", "cpu", "--output_dir", tmp_path)
-    impossible = paper_tables.Row("threshold 7", "fully", ("--threshold", "7"))
+    impossible = paper_tables.Row("threshold 7", "fully", "--threshold 7")
     monkeypatch.setattr(paper_tables, "TABLES", {"main": ("Title", [paper_tables.Row("PSP", "fully"), impossible])})
 
     def stop_this_process():
@@ -154,7 +154,7 @@ def test_each_row_has_a_command_of_its_own(monkeypatch):
     assert commands["weakly"] == f"weakly_supervised_main.py --train {options} 20"
     assert commands["weakly_AVEL"] == f"model/avel.py --setting weakly --train {options} 60"
     assert commands["fully_released_quirks_stale_avps_LAMBDA_10"] == (
-        f"model/released_training.py --setting fully --quirks stale_avps --train --LAMBDA 10 {options} 20")
+        f"model/released_training.py --setting fully --train --quirks stale_avps --LAMBDA 10 {options} 20")
     assert commands["weakly_once_more"] == commands["weakly"].replace("123", "1123")
     assert len(set(commands.values())) == len(commands)
 
@@ -206,7 +206,7 @@ def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, model_name
                         "weights": weights})
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
     frames = pictures(tmp_path / "frames", 6)
-    for figure, *options in (["video"], ["video", "--frames", frames], *zip(run_figures.SPLIT_FIGURES)):
+    for figure, *options in (["video"], ["video", "--frames", frames], ["categories"]):
         code, _, error = run_main("run_figures.py", figure, path, "--data_dir", tiny_folder,
                                   "--annotations", annotations, "--output", picture, *options)
         assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), error
@@ -220,6 +220,36 @@ def test_the_curves_of_a_log_are_drawn_and_another_file_is_refused(tmp_path):
     log.write_text("no log")
     code, _, error = run_main("run_figures.py", "curves", log)
     assert code == 2 and "PSP_fully.jsonl: is not a log" in error
+
+
+def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
+    def log(name, **header):
+        path = tmp_path / f"{name}.jsonl"
+        options = {"LAMBDA": 100, "seed": len(name), **header.pop("options", {})}
+        run = {"setting": "fully", "model_name": "PSP", "network_args": {}, "options": options, **header}
+        path.write_text("\n".join(map(json.dumps, [{"run": run}, {"epoch": 0, "loss": 1, "val_accuracy": 1}])))
+        return path
+
+    picture = tmp_path / "a.png"
+    first, other_seed = log("first"), log("other seed")
+    code, _, error = run_main("run_figures.py", "curves", first, other_seed, "--output", picture)
+    assert code == 0 and picture.exists(), error
+    picture.unlink()
+    for path, name in ((log("weak", setting="weakly"), "setting"), (log("lambda", options={"LAMBDA": 1}), "LAMBDA")):
+        code, _, error = run_main("run_figures.py", "curves", first, other_seed, path, "--output", picture)
+        assert code == 2 and f"(they differ in {name})" in error and not picture.exists()
+    released = [ROOT / "figures" / "full" / f"PSP_{setting}.jsonl" for setting in ("fully", "weakly")]
+    assert "differ in setting" in run_main("run_figures.py", "curves", *released)[2]
+
+
+def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, capsys):
+    figure, axes = drawing.pyplot.subplots()
+    axes.set_title("\u72ac\u732b")      # two characters that the font lacks
+    drawing.save_figure(figure, tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert capsys.readouterr().err.count("\n") == 1
+    code, _, error = run_main("run_figures.py", "curves", "a.jsonl", "--output", "a.doc")
+    assert code == 2 and error.count("\n") == 1 and "'a.doc' does not end in .png, .pdf or .svg" in error
 
 
 def test_a_log_of_an_earlier_revision_is_read():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import utils
-from conftest import MAIN, ROOT, assert_same_run, read_log
+from conftest import MAIN, ROOT, assert_same_run, read, read_log, rewrite
 from model.avel import AVELNetwork
 from model import options
 from model.checkpoint import load_checkpoint
@@ -44,10 +44,42 @@ def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, precision, expected,
     assert expected in capsys.readouterr().out
 
 
+def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_file(train, data_folder, tmp_path):
+    path, new_path = data_folder / "visual_feature.h5", data_folder / "visual_feature.contiguous.h5"
+    rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
+    options = ("--nb_epoch", 1, "--data_dir", data_folder, "--features")
+    assert "its chunks" not in train("fully", *options, "memory").stdout
+    out = train("fully", *options, "disk").stdout
+    assert "its chunks hold 20 videos" in out
+    command = out.split("write one: ")[1].splitlines()[0]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert (read(path) == read(new_path)).all()
+    assert "its chunks" not in train("fully", *options, "disk", "--dir_video", new_path).stdout
+
+
 def test_features_that_no_memory_can_hold_are_refused_before_they_are_read(train, monkeypatch):
     monkeypatch.setattr(options, "main_memory", lambda: (1000, 1000))
     error = train("fully", "--features", "memory", code=2).stderr
     assert "--features memory: the features need" in error and error.count("\n") == 1
+
+
+def test_the_smallest_limit_of_a_control_group_counts_and_droppable_files_do_not(tmp_path):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    write("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
+    assert options.main_memory(tmp_path) == (1024000, 921600)
+    write("proc/self/cgroup", "0::/job/step\n")
+    for folder, limit in (("job", 600000), ("job/step", "max"), ("", 800000)):
+        write(f"sys/fs/cgroup/{folder}/memory.max", f"{limit}\n")
+        write(f"sys/fs/cgroup/{folder}/memory.current", "500000\n")
+        write(f"sys/fs/cgroup/{folder}/memory.stat", "anon 1\ninactive_file 300000\n")
+    assert options.main_memory(tmp_path) == (600000, 400000)
+    write("proc/self/cgroup", "5:cpu,memory:/slurm\n1:name=systemd:/\n")
+    write("sys/fs/cgroup/memory/slurm/memory.limit_in_bytes", "700000\n")
+    write("sys/fs/cgroup/memory/slurm/memory.usage_in_bytes", "650000\n")
+    write("sys/fs/cgroup/memory/slurm/memory.stat", "inactive_file 9\ntotal_inactive_file 50000\n")
+    assert options.main_memory(tmp_path) == (700000, 100000)
 
 
 def failing_network(monkeypatch, error):
@@ -183,6 +215,15 @@ def test_a_run_prints_into_the_streams_of_a_notebook_and_needs_none(monkeypatch,
         assert "checkpoint:" in out.getvalue() and "batch" in error.getvalue()
 
 
+def test_a_terminal_without_a_character_ends_no_run(monkeypatch, train, tmp_path):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with utils.one_line_errors():
+        print("80 ± 1 %")
+    out.seek(0)
+    assert out.read() == "80 \\xb1 1 %\n"
+
+
 def test_variables_of_a_cluster_without_torchrun_are_ignored(train, tmp_path, monkeypatch):
     train("fully", "--nb_epoch", 1, "--output_dir", tmp_path / "plain")
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "3"), ("MASTER_ADDR", "10.0.0.1")):
@@ -211,11 +252,13 @@ def test_two_processes_train_as_one(train, tiny_folder, tmp_path, monkeypatch):
     train("fully", "--quirks", "stale_avps", *options, "--output_dir", tmp_path / "one")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               tmp_path / "program.py", "--setting", "fully", "--quirks", "stale_avps", "--train", "--batch_size", 12, *options, "--data_dir", tiny_folder,
+               tmp_path / "program.py", "--setting", "fully", "--quirks", "stale_avps", "--train", "--batch_size", 12,
+               *options, "--data_dir", tiny_folder,
                "--output_dir", tmp_path / "two"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     for one, two in zip(read_log(tmp_path / "one", "fully")[1], read_log(tmp_path / "two", "fully")[1], strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     assert done.stdout.count("features:") == done.stdout.count("checkpoint:") == 1      # one process prints
-    assert sorted(os.listdir(tmp_path / "two")) == ["PSP_fully.jsonl", "PSP_fully.pt", "PSP_fully_state.pt"]
+    assert sorted(os.listdir(tmp_path / "two")) == [
+        "PSP_fully.jsonl", "PSP_fully.lock", "PSP_fully.pt", "PSP_fully_state.pt"]

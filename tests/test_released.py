@@ -1,10 +1,16 @@
 """The authors' checkpoints load as they are, and nothing that a file names is ever run."""
+import argparse
+import gzip
 import io
 import json
 import os
 import pickle
+import tarfile
+import warnings
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,11 +70,17 @@ def test_a_module_that_was_trained_on_several_gpus(released, tmp_path):
     assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
+def renamed(beginning):
+    return lambda state: {f"{beginning}{name}": value for name, value in state.items()}
+
+
 @pytest.mark.parametrize("wrap", [
     lambda state: state,
-    lambda state: {"state_dict": state, "epoch": 3},
-    lambda state: {f"module.{name}": value for name, value in state.items()},
-], ids=["plain", "in state_dict", "of DataParallel"])
+    lambda state: {"state_dict": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 3},
+    lambda state: {"model_state_dict": state, "loss": 0.1},
+    renamed("module."), renamed("_orig_mod."), renamed("module._orig_mod."), renamed("network."),
+    lambda state: {"state_dict": renamed("model.")(state), "hyper_parameters": {"lr": 1e-3}, "callbacks": {}},
+], ids=["plain", "in state_dict", "in model_state_dict", "DataParallel", "compiled", "both", "wrapped", "Lightning"])
 def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap):
     setting, weights = released
     theirs = released_network(setting, weights).state_dict()
@@ -76,6 +88,39 @@ def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap)
     for state in (theirs, ours):
         torch.save(wrap(state), tmp_path / "PSP.pt")
         assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
+
+
+def saved(content, legacy=False):
+    torch.save(content, buffer := io.BytesIO(), _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+class Zeros:
+    """Is pickled as a call of numpy.zeros for more than any memory holds."""
+
+    def __reduce__(self):
+        return np.zeros, (10 ** 15,)
+
+
+@in_both_formats
+@pytest.mark.parametrize("beside", [
+    np.float64(0.7), np.arange(5.), np.array(["a", None]), {np.int64(3): 1}, Zeros(),
+    argparse.Namespace(lr=0.1, path=Path("a"), layer=torch.nn.ReLU()),
+], ids=["number", "array", "array of objects", "number as a key", "call", "Namespace"])
+def test_what_lies_beside_a_state_dict_is_not_made(released, tmp_path, beside, legacy):
+    setting, weights = released
+    (tmp_path / "PSP.pt").write_bytes(saved({"state_dict": weights, "beside": beside}, legacy))
+    assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_become_float32(released, tmp_path, dtype):
+    setting, weights = released
+    path = tmp_path / "PSP.pt"
+    save_module(released_network(setting, weights).to(dtype), path, legacy=False)
+    state = rebuild(load_checkpoint(path, setting), path, PSPNetwork).state_dict()
+    for name, value in weights.items():
+        assert torch.equal(state[our_name(name, setting)], value.to(dtype).float())
 
 
 def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
@@ -136,6 +181,10 @@ HOSTILE = {      # name: (pickle, what the error says)
     "a name with dots": (called("collections", "OrderedDict.fromkeys", "ab"), "OrderedDict.fromkeys"),
     "a name with dots in torch.nn": (called("torch.nn", "Module.__setstate__.__globals__"), "not a checkpoint"),
     "os.system by torch.nn": (called("torch.nn.parallel.distributed", "os.system", CANARY), "not a checkpoint"),
+    "os.system by pathlib": (called("pathlib", "os.system", CANARY), "not a checkpoint"),
+    "os.system by numpy": (called("numpy.f2py", "os.system", CANARY), "not a checkpoint"),
+    "os.system by argparse": (called("argparse", "_os.system", CANARY), "not a checkpoint"),
+    "a terabyte": (b"\x80\x04\x96" + (2 ** 40).to_bytes(8, "little") + b".", "KeyError: 150"),
     "a class's attribute": (DUMP_PATCHES, "__setstate__"),
     "another source of a class": (OTHER_SOURCE, "not a checkpoint|persistent_load"),
     "a module within itself": (b"\x80\x02ctorch.nn\nReLU\n)\x81q\0}X\x08\0\0\0_modules}X\1\0\0\0ah\0ssb.",
@@ -159,33 +208,85 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
 
 
 @in_both_formats
-@pytest.mark.parametrize("case", ["os.system", "os.system by torch.nn"])
+@pytest.mark.parametrize("case", [case for case in HOSTILE if case.startswith("os.system")])
 def test_torch_would_run_them(tmp_path, monkeypatch, case, legacy):
     monkeypatch.chdir(tmp_path)
     torch.load(io.BytesIO(file_of(HOSTILE[case][0], legacy)), weights_only=False)
     assert (tmp_path / "executed").exists()
 
 
-def torchscript(path):
-    torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
+def archived(kind):
+    """A tar or zip archive with a checkpoint in it."""
+    buffer, content = io.BytesIO(), saved({"weight": torch.ones(20, 20)})
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("PSP.pt", content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            entry = tarfile.TarInfo("PSP.pt")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
 
 
-def half(path):
-    torch.save(torch.nn.Linear(20, 20), path)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+class Foreign(torch.nn.Module):
+    """A module of another project."""
 
 
-@pytest.mark.parametrize("write, expected", [
-    (torchscript, "TorchScript"),
-    (half, "cannot be read as a PyTorch checkpoint .*; download it again"),
-    (lambda path: path.write_bytes(b""), "is empty; download it again"),
-    (lambda path: path.write_text("\n<!DOCTYPE html><html>quota exceeded"), "is a web page.*; download it again"),
-    (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer.*; download it"),
-    (lambda path: path.mkdir(), "is a folder"),
-    (lambda path: None, "not found"),
-], ids=["TorchScript", "half a file", "empty", "web page", "git-lfs", "folder", "none"])
-def test_other_files_end_in_one_clear_line(tmp_path, write, expected):
-    write(tmp_path / "PSP.pt")
-    with pytest.raises(UserError, match=expected) as error:
-        load_checkpoint(tmp_path / "PSP.pt")
-    assert "\n" not in str(error.value)
+def torchscript():
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def npz():
+    np.savez(buffer := io.BytesIO(), a=np.zeros(3))
+    return buffer.getvalue()
+
+
+OWN = PSPNetwork(8, 8, (2, 2), 3, threshold=0.1, **FULLY_SUPERVISED)
+TENSORS = {"weight": torch.ones(20, 20)}
+BROKEN = r"cannot be read as a PyTorch checkpoint \(.*\); download it again"
+OF_OURS = "is a whole module of psp_model.py, .* save network.state_dict.* or use save_checkpoint of .*"
+NOT_SAVED = "is not a file of torch.save; name the checkpoint itself"
+NOT_OURS = r"is not a checkpoint of these networks; if it holds one, save its state_dict\(\) alone"
+OTHER_FILES = {      # name: (content, what is said)
+    "cut": (saved(TENSORS)[:1000], BROKEN),
+    "cut stream": (saved(TENSORS, legacy=True)[:1000], BROKEN),
+    "cut zip": (archived("zip")[:-100], BROKEN),
+    "zeros": (bytes(1000), BROKEN),
+    "empty": (b"", "is empty; download it again"),
+    "web page": (b"\n<!DOCTYPE html><html>quota exceeded", "is a web page, not a checkpoint; download it again"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, .*; download it again, .*"),
+    "TorchScript": (torchscript(), "is a TorchScript archive, not a checkpoint; it was not run"),
+    "gzip": (gzip.compress(saved(TENSORS)), "is compressed; gunzip it first"),
+    "tar": (archived("tar"), "is a tar archive, not a checkpoint; if one is in it, extract it first"),
+    "zip": (archived("zip"), "is a zip archive, not a checkpoint; if one is in it, unzip it first"),
+    "npz": (npz(), "is a zip archive, not a checkpoint; if one is in it, unzip it first"),
+    "safetensors": (b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file, which is not supported; .* with torch.save"),
+    "log": (b'{"run": {"seed": 0}}\n', "is the log of a run; its checkpoint is PSP_fully.pt"),
+    "json": (b'{"videos": []}', NOT_SAVED),
+    "text": (b"csv,of\nnames\n", NOT_SAVED),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(300), NOT_SAVED),
+    "pickle": (pickle.dumps({"a": 1}, 2), NOT_SAVED),
+    "foreign": (saved(Foreign()), r"names '.*\.Foreign', which was not run; save the state_dict\(\) alone"),
+    "ours": (saved(OWN), OF_OURS),
+    "ours, stream": (saved(torch.nn.DataParallel(OWN), legacy=True), OF_OURS),
+    "another entry": (saved({"net": TENSORS}), NOT_OURS),
+    "another entry beside a number": (saved({"net": TENSORS, "accuracy": np.float64(1)}), NOT_OURS),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FILES)
+def test_other_files_end_in_one_line_that_says_what_they_are(tmp_path, case):
+    content, expected = OTHER_FILES[case]
+    path = tmp_path / "PSP_fully.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: {expected}$"):      # $ and . match no line break within
+        load_checkpoint(path)
+
+
+def test_a_folder_and_no_file(tmp_path):
+    for path, expected in ((tmp_path, "is a folder, not a file"), (tmp_path / "PSP.pt", "not found")):
+        with pytest.raises(UserError, match=f"^{path}: {expected}$"):
+            load_checkpoint(path)

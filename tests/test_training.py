@@ -1,4 +1,5 @@
 """Both training commands as a user runs them: results, checkpoints, several seeds, stopping and resuming."""
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -145,6 +147,8 @@ def test_runs_of_both_settings_are_kept_apart_and_resumed(train, tmp_path):
     shutil.rmtree(tmp_path / "seed124")
     train("fully", *options, "--resume")
     assert (results("PSP_fully_runs.json"), results("PSP_weakly_runs.json")) == before
+    train("fully", *options, "--seed", 124, "--resume")      # drops seed 123
+    assert results("PSP_fully_runs.1.json") == before[0]
 
 
 # ------------------------------------------------------------------------------------ stopping and resuming
@@ -258,8 +262,35 @@ def test_files_of_an_earlier_run_are_kept_under_a_number(train, tmp_path):
         train("fully", "--nb_epoch", 1)
     assert (tmp_path / "PSP_fully.1.pt").read_bytes() == b"the authors' checkpoint"
     assert sorted(os.listdir(tmp_path)) == [
-        "PSP_fully.1.pt", "PSP_fully.2.jsonl", "PSP_fully.2.pt", "PSP_fully.jsonl", "PSP_fully.pt",
+        "PSP_fully.1.pt", "PSP_fully.2.jsonl", "PSP_fully.2.pt", "PSP_fully.jsonl", "PSP_fully.lock", "PSP_fully.pt",
         "PSP_fully_state.2.pt", "PSP_fully_state.pt"]
+
+
+LOCK = """import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+input()"""
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",), ("--runs", 2)])
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, tmp_path, options):
+    train("fully", "--nb_epoch", 1, *options)
+    lock = next(tmp_path.glob("*.lock"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with subprocess.Popen([sys.executable, "-c", LOCK, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        error = train("fully", "--nb_epoch", 1, *options, code=2).stderr
+        other.communicate(b"\n")
+    assert f"{tmp_path}: another run is writing there" in error and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    train("fully", "--nb_epoch", 1, *options)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks_is_fine(train, monkeypatch, number):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(number, "No locks available")))
+    train("fully", "--nb_epoch", 1)
 
 
 # --------------------------------------------------------------------------------------------- options
@@ -296,6 +327,8 @@ def test_the_options_of_the_released_scripts(trained, quick_script, tiny_folder,
     (["--train", "--threshold", "-0.1"], "--threshold: '-0.1' is not a number in 0..1 (see --help)\n"),
     (["--train", "--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
     (["--train", "--data_dir", "-x"], "write --data_dir=-x"),
+    (["--train", "--lr", "-1e-3"], "--lr: -1e-3 is negative"),
+    (["--train", "--model_name", "AVEL"], "AVEL has a script of its own, model/avel.py"),
     (["--train", "--thresh", "0.1"], "unrecognized arguments: --thresh"),
     (["--train", "--batch_size", "25"], "--batch_size 25 is larger than the training set (24 videos)"),
     (["--train", "--precision", "tf32", "--device", "cpu"], "--precision tf32: only NVIDIA GPUs have it"),
