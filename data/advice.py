@@ -1,6 +1,6 @@
 """Advice on data files of another layout: what they seem to be, and the command that writes them as expected.
 
-No command writes over a file that exists.
+Each function returns lines, none if it has nothing to say. No command writes over a file that exists.
 """
 import json
 import shlex
@@ -8,9 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 import h5py
+import numpy as np
 from torch.nn.functional import one_hot
 
-from dataset import AVE_FILES, MOST_CELLS, read_shape
+from data.prepare_labels import segment_labels
+from dataset import AVE_FILES, FEATURES, MOST_CELLS, read_shape
+from model.class_names import AVE_ROWS, AVE_VIDEOS
+from utils import ROOT, UserError
+
+OTHER_ROWS = 0.2      # share of videos with other labels than annotated, above which the rows do not belong together
 
 
 def quoted(text):
@@ -18,90 +24,88 @@ def quoted(text):
     return json.dumps(str(text), ensure_ascii=False)
 
 
-def new_path(path):
-    """Where a command writes what the file should hold."""
-    path_as_h5 = path.with_suffix(".h5")
-    return path.with_name(f"{path.stem}_new.h5") if path_as_h5.exists() else path_as_h5
-
-
-def by_command(path, command):
-    instead = "" if new_path(path) == path else ", and use it instead"
-    return f"write {new_path(path)}{instead}: {command}"
-
-
-def by_python(path, key, array):
-    """'write NEW: python -c ...'; array: what to write, as Python code."""
-    program = f'import h5py, numpy; h5py.File({quoted(new_path(path))}, "x")[{quoted(key)}] = {array}'
-    return by_command(path, f"python -c {shlex.quote(program)}")
-
-
-def from_hdf5(path, key):
+def read_hdf5(path, key):
     """Python code that reads a whole HDF5 dataset."""
     return f"h5py.File({quoted(path)})[{quoted(key)}][:]"
 
 
-def rewritten(files, name, function):
-    """Advice to write an array of `AVE_FILES` anew; function: Python code with {} for the array."""
+def write_command(path, name, array="a", read=None, before=""):
+    """'write NEW: python -c ...' for a file of this name in `AVE_FILES`.
+
+    read: Python code of the array a (default: what the file holds); array: Python code of what to write; before:
+    statements that come first.
+    """
     key = AVE_FILES[name].key
-    return by_python(files[name], key, function.format(from_hdf5(files[name], key)))
+    new, instead = path, ""
+    if path.exists():
+        new, instead = path.with_name(f"{path.stem}_new.h5"), ", and use it instead"
+    program = (f"import h5py, numpy; {before}a = {read or read_hdf5(path, key)}; "
+               f'h5py.File({quoted(new)}, "x")[{quoted(key)}] = {array}')
+    return f"write {new}{instead}: python -c {shlex.quote(program)}"
 
 
 # ---------------------------------------------------------------------------------------------------- one file
 
-def file_advice(path, name):
-    """Advice on a file of this name in `AVE_FILES` that is missing or cannot be used; '' if there is none."""
-    path, key = Path(path), AVE_FILES[name].key
+def file_advice(path, name, annotations):
+    """On a file of this name in `AVE_FILES` that is missing or cannot be used; annotations: where they should be."""
     try:
-        if not path.exists():
-            numpy_path = path.with_suffix(".npy")
-            if not numpy_path.is_file():
-                return ""
-            return f"{numpy_path} is there: {by_python(path, key, f'numpy.load({quoted(numpy_path)})')}"
-        with open(path, "rb") as file:
+        source = path if path.exists() else path.with_suffix(".npy")
+        with open(source, "rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                return f"it is a NumPy file, not HDF5: {by_python(path, key, f'numpy.load({quoted(path)})')}"
+                return _numpy_advice(path, name, source, annotations)
         with h5py.File(path, "r", locking=False) as file:
-            dataset = file.get(key)
+            dataset = file.get(AVE_FILES[name].key)
             if isinstance(dataset, h5py.Dataset):
-                return _storage_advice(path, key, dataset)
-            return _key_advice(path, key, file)
+                return _storage_advice(path, name, dataset)
+            return _key_advice(path, name, file)
     except Exception:      # of a damaged file, h5py raises errors of any kind
-        return ""
+        return []
 
 
-def _key_advice(path, key, file):
-    """Advice on an HDF5 file without the dataset `key`: choose one of those that it holds."""
-    names = []      # at any depth
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    if not names:
-        return "it holds no dataset at all; download or make it again"
-    found = ", ".join(f"{name} {file[name].shape}" for name in names)[:200]
-    if len(names) == 1:
-        return f"it holds {found}: {by_python(path, key, from_hdf5(path, names[0]))}"
-    return f"it holds {found}; with the right one for NAME, {by_python(path, key, from_hdf5(path, 'NAME'))}"
+def _numpy_advice(path, name, source, annotations):
+    """On a NumPy file: an array of numbers, or a pickled dict {video id: array}."""
+    try:
+        np.load(source, mmap_mode="r")
+    except ValueError:      # Python objects; only unpickling, which may run any code, would tell which
+        before = f"d = numpy.load({quoted(source)}, allow_pickle=True).item(); "
+        order, rows = "of their names", "sorted(d)"
+        if not name.endswith("_bg"):
+            before += (f"import sys; sys.path.insert(0, {quoted(ROOT)}); from model.class_names import "
+                       "read_annotations; ")
+            order = f"of the lines of {annotations}"
+            rows = f"[line.video_id for line in read_annotations({quoted(annotations)})]"
+        command = write_command(path, name, read=f"numpy.stack([d[i] for i in {rows}])", before=before)
+        return [f"{source} is a NumPy file of Python objects. If they are a dict, an array by video id, and you trust "
+                f"its source, stack them in the order {order}: {command}"]
+    return [f"{source} is a NumPy file: {write_command(path, name, read=f'numpy.load({quoted(source)})')}"]
 
 
-def _storage_advice(path, key, dataset):
-    """Advice on numbers in other files, and on filters that h5py does not have."""
+def _key_advice(path, name, file):
+    """On an HDF5 file without the expected dataset: choose one of those that it holds."""
+    keys = []      # at any depth
+    file.visititems(lambda key, item: keys.append(key) if isinstance(item, h5py.Dataset) else None)
+    if not keys:
+        return ["it holds no dataset at all; download or make it again"]
+    found = ", ".join(f"{key} {file[key].shape}" for key in keys)[:200]
+    key, choose = (keys[0], ":") if len(keys) == 1 else ("NAME", "; with the right one for NAME,")
+    return [f"it holds {found}{choose} {write_command(path, name, read=read_hdf5(path, key))}"]
+
+
+def _storage_advice(path, name, dataset):
+    """On a dataset whose numbers are in other files."""
     # HDF5 looks for virtual sources beside the file, for external ones in the current folder.
     sources = [path.parent / source.file_name for source in dataset.virtual_sources()] if dataset.is_virtual else []
     sources += [Path.cwd() / source for source, *_ in dataset.external or []]
     missing = sorted({str(source) for source in sources if not source.exists()})
     if missing:
-        return f"it has its numbers in other files, which must be where it looks for them: {', '.join(missing)[:200]}"
-    if sources:
-        return f"it has its numbers in other files: {by_python(path, key, from_hdf5(path, key))}"
-    layout = dataset.id.get_create_plist()
-    if all(h5py.h5z.filter_avail(layout.get_filter(number)[0]) for number in range(layout.get_nfilters())):
-        return ""
-    return "or without hdf5plugin: " + by_command(
-        path, f"h5repack -f NONE {shlex.quote(str(path))} {shlex.quote(str(new_path(path)))}")
+        return [f"its numbers are in other files, which are missing: {', '.join(missing)[:200]}"]
+    return [f"its numbers are in other files: {write_command(path, name)}"] if sources else []
 
 
 # --------------------------------------------------------------------------------------------- files together
 
 def shape_advice(files):
-    """A line on each file whose shape cannot be right, as far as the shapes tell what it is."""
+    """On each file whose shape cannot be right, as far as the shapes tell what it is."""
     advice = []
     for background in (False, True):
         shapes = {name: read_shape(files, name) for name in files
@@ -109,33 +113,45 @@ def shape_advice(files):
         # The first axis of all files should be videos: the commonest size at either end.
         ends = Counter([shape[0] for shape in shapes.values()] + [shape[-1] for shape in shapes.values()])
         for name, shape in shapes.items():
+            visual, one_channel = name.startswith("visual"), len(shape) == 5 and shape[4] == 1
             if shape[0] != ends.most_common(1)[0][0] == shape[-1]:
-                advice.append(f"the axes of {files[name]} look reversed, as MATLAB and Julia write them: "
-                              + rewritten(files, name, "{}.T"))
-            elif name.startswith("visual") and len(shape) == 3:
-                advice.append("features without a map need 1 x 1 cells: "
-                              + rewritten(files, name, "{}[:, :, None, None]"))
-            elif name.startswith("visual") and len(shape) == 5 and shape[4] == 1 and shape[2] * shape[3] > MOST_CELLS:
-                advice.append("these may be flattened features; as channels of 1 x 1 cells: "
-                              + rewritten(files, name, "{}" + f".reshape({shape[0]}, {shape[1]}, 1, 1, -1)"))
+                advice.append(f"the axes of {files[name]} look reversed: {write_command(files[name], name, 'a.T')}")
+            elif visual and len(shape) == 3:
+                command = write_command(files[name], name, "a[:, :, None, None]")
+                advice.append(f"features without a map need 1 x 1 cells: {command}")
+            elif visual and one_channel and shape[2] * shape[3] > MOST_CELLS:
+                command = write_command(files[name], name, f"a.reshape({shape[0]}, {shape[1]}, 1, 1, -1)")
+                advice.append(f"these may be flattened features; as channels of 1 x 1 cells: {command}")
             elif name.startswith("audio") and len(shape) == 5:
                 advice.append("these look like maps of VGGish's last pooling layer; its last layer is needed")
     return advice
 
 
+def rows_advice(files, ids, annotations):
+    """On features of one row for each video, where some videos stand in several lines; ids: of each line, if any."""
+    lines, videos = (len(ids), len(set(ids))) if ids else (AVE_ROWS, AVE_VIDEOS)
+    rows = {read_shape(files, name)[0] for name in FEATURES if name in files}
+    known = ids or ("labels" in files and read_shape(files, "labels")[0] == lines)
+    if not known or rows != {videos} or videos == lines:
+        return []
+    return [f"{annotations} has {lines} lines for {videos} videos, since some stand in it more than once; the features "
+            "have a row for each video: extract them with data/extract_features.py --annotations, which makes one for "
+            "each line"]
+
+
 def channels_first(files, sizes):
-    """A note, and lines of advice, on maps whose channels seem to come before height and width; [] if they do not."""
+    """On maps whose channels seem to come before height and width."""
     height, width = sizes.map_size
     if height < 4 * max(width, sizes.visual_dim):
         return []
-    names = [name for name in ("visual", "visual_bg") if name in files]
     return [f"{files['visual']}: the maps look as if the channels came first: {height} x {width} cells of "
             f"{sizes.visual_dim} channels; expected {AVE_FILES['visual'].content}",
-            *(rewritten(files, name, "{}.transpose(0, 1, 3, 4, 2)") for name in names)]
+            *(write_command(files[name], name, "a.transpose(0, 1, 3, 4, 2)") for name in ("visual", "visual_bg")
+              if name in files)]
 
 
 def background_first(files, labels, sizes):
-    """A note, and lines of advice, on labels [videos, T] whose background seems to be class 0; [] if it does not.
+    """On labels [videos, T] whose background seems to be class 0.
 
     Background shares a video with many categories, a category with none but background.
     """
@@ -143,7 +159,26 @@ def background_first(files, labels, sizes):
     together = present.T @ present > 0
     if sizes.num_classes < 3 or together[0, 1:].double().mean() <= 0.5 or together[-1, 1:-1].any():
         return []
-    names = [name for name in ("labels", "video_labels", "label_share", "labels_bg") if name in files]
     return [f"{files['labels']}: class 0 looks like background, since it is in the videos of most other classes; "
             "background must be the last class, in all label files",
-            *(rewritten(files, name, "numpy.roll({}, -1, axis=-1)") for name in names)]
+            *(write_command(files[name], name, "numpy.roll(a, -1, axis=-1)")
+              for name in ("labels", "video_labels", "label_share", "labels_bg") if name in files)]
+
+
+def other_than_annotated(path, labels, num_classes, annotations, several):
+    """(lines on labels [videos, T] that differ from the annotations, whether the rows do not belong together).
+
+    several [videos]: whether a video has events of several categories; a line names only one, so it is not compared.
+    """
+    try:
+        expected, _ = segment_labels(annotations, labels.shape[1])
+    except UserError as error:      # training reads the names alone
+        return [f"{error}; the labels are not compared with the annotations"], False
+    if expected.shape != (*labels.shape, num_classes):
+        return [f"{path}: has shape {(*labels.shape, num_classes)}; the annotations make {expected.shape}"], False
+    wrong = (expected.argmax(axis=2) != labels).any(axis=1) & ~several
+    text = f"{path}: {wrong.sum()} of {len(wrong)} videos differ from the annotations (first in row {wrong.argmax()})"
+    if wrong.mean() > OTHER_ROWS:
+        return [f"{text}: the rows do not belong together, or the classes have another order; get the right "
+                "annotations, or build the labels with data/prepare_labels.py"], True
+    return [f"{text}; keep a published file"] if wrong.any() else [], False

@@ -4,19 +4,23 @@
     python data/extract_features.py --videos clips --output_dir data/own --annotations Annotations.txt
 
 Without annotations the rows are the files in the order of their names, and a video that cannot be used has no row.
-With annotations row i is line i, of the file that is named by its YouTube id. If that file is missing or cannot be
-used, the row is zeros, and its number is in the HDF5 attribute rows_without_video. Either way line i of videos.txt
-names row i, such videos are listed at the end, and the exit code is 1.
+With annotations row i is line i, of the file that its YouTube id names, or of the only one that has it as a part of
+its name (Title [ID].mp4, ID_000030.mp4). A video that is missing or cannot be used
+has a row of zeros, and its number is in the HDF5 attribute rows_without_video. Either way line i of videos.txt names
+row i, such videos are listed at the end, and the exit code is 1.
 
-Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second. data/video.py says what is
-used of a clip that is longer or shorter than --segments seconds.
+Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second (see data/video.py).
 
 OUTPUT_DIR/by_video keeps the features of each video (2 MB a video). So the same command continues a run that was
-stopped, and with --overwrite it adds videos that were fixed or are new. Delete the folder if you need neither.
+stopped, and with --overwrite it adds videos that were fixed or are new.
 """
+import hashlib
 import io
+import os
+import re
 import sys
-from collections import deque
+import unicodedata
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,17 +34,17 @@ from data.video import (FRAMES_OF_A_SEGMENT, VideoError, log_mel_patches, natura
                         require_packages)
 from model.class_names import read_annotations  # noqa: E402
 from model.feature_networks import VGG19_WEIGHTS, VGGISH_WEIGHTS, load_networks, random_networks  # noqa: E402
-from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_line, one_line_errors,  # noqa: E402
-                   progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
+from utils import (OptionParser, UserError, add_overwrite_option, bounded, locked, one_line,  # noqa: E402
+                   one_line_errors, progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
 
 SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
                .split())
 READERS = 2      # threads that read videos
+LONG_NAME = 200      # bytes of a file name, after which the kept file is named by the checksum
 
 
 class Video(NamedTuple):
-    """What a row is made of."""
-    name: str          # the file's, or the YouTube id
+    name: str          # of the file, or the YouTube id
     path: Path         # None if there is no such file
 
 
@@ -53,17 +57,33 @@ def find_videos(place, annotations=None):
     if not files:
         raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(sorted(SUFFIXES))})")
     if annotations is None:
-        for path in files:
-            if not path.name.isprintable():
-                raise UserError(f"--videos: {path.name!r} has characters that a list of names cannot hold; rename it")
         return [Video(path.name, path) for path in files]
-
     by_id = {}
     for path in files:
-        if path.stem in by_id:
-            raise UserError(f"--videos: {by_id[path.stem]} and {path} are of one YouTube id; remove one")
-        by_id[path.stem] = path
-    return [Video(annotation.video_id, by_id.get(annotation.video_id)) for annotation in annotations]
+        other = by_id.setdefault(one_form(path.stem), path)
+        if other != path:
+            raise UserError(f"--videos: {other} and {path} are of one YouTube id; remove one")
+    ids = {one_form(annotation.video_id) for annotation in annotations}
+    by_id.update(files_by_part(ids - set(by_id), [path for name, path in by_id.items() if name not in ids]))
+    left = sorted(set(files) - {by_id.get(video_id) for video_id in ids}, key=natural_order)
+    if left:
+        print(f"--videos: {len(left)} of {len(files)} files fit no line, or more than one: "
+              f"{', '.join(path.name for path in left[:3])}{', ...' * (len(left) > 3)}", file=sys.stderr)
+    return [Video(annotation.video_id, by_id.get(one_form(annotation.video_id))) for annotation in annotations]
+
+
+def one_form(name):
+    """A name in the form in which names are compared: file systems differ in how they write accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def files_by_part(ids, files):
+    """{id: the file whose name has the id as a part of its own}, where the id fits one file, and the file one id."""
+    names = {path: one_form(path.stem) for path in files}
+    fitting = {video_id: [path for path, name in names.items() if video_id in name
+                          and re.search(rf"(?<![^\W_]){re.escape(video_id)}(?![^\W_])", name)] for video_id in ids}
+    uses = Counter(path for paths in fitting.values() for path in paths)
+    return {video_id: paths[0] for video_id, paths in fitting.items() if len(paths) == 1 and uses[paths[0]] == 1}
 
 
 def read_clips(paths, segments, pad):
@@ -97,32 +117,19 @@ def audio_features(network, clip, segments, device):
     return network(patches.to(device)).cpu().double().numpy()
 
 
-# ---------------------------------------------------------------------------- the kept features of one video
+def checksum(path):
+    """SHA-256 of a video file. Raises VideoError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(f"cannot be read ({one_line(error.strerror or error)})") from error
 
-def kept_file(args, path):
+
+def kept_file(args, path, digest):
     """Where the features of a video file are kept."""
-    return args.output_dir / "by_video" / f"{path.name}.npz"
-
-
-def extraction_settings(args, path):
-    """What the features of a video file depend on."""
-    flags = "".join(f" --{name}" for name in ("pad", "random_weights") if getattr(args, name))
-    return f"--segments {args.segments} --dtype {args.dtype}{flags} of a file of {path.stat().st_size} bytes"
-
-
-def is_kept(args, path):
-    """Whether the features of a video file are kept.
-
-    Raises UserError if they were made with other settings, unless --overwrite allows to replace them.
-    """
-    kept, settings = kept_file(args, path), extraction_settings(args, path)
-    if not kept.exists():
-        return False
-    before = str(read_kept(kept, "settings"))
-    if before != settings and not args.overwrite:
-        raise UserError(f"{kept}: was made with {before}, this run has {settings}; choose another --output_dir, "
-                        "delete it, or replace it with --overwrite")
-    return before == settings
+    name = path.name if len(os.fsencode(path.name)) <= LONG_NAME else digest[:16]
+    return args.output_dir / "by_video" / f"{name}.npz"
 
 
 def read_kept(kept, name):
@@ -134,16 +141,48 @@ def read_kept(kept, name):
         raise UserError(f"{kept}: cannot be read ({one_line(error)}); delete it and start again") from error
 
 
-# ------------------------------------------------------------------------------------------- all videos
+def settings_to_make(args, kept):
+    """{video file: what its features depend on} of those whose features are not kept.
+
+    kept: {video file: (its kept file, its checksum)}. Raises UserError if they were made with other settings, unless
+    --overwrite allows to replace them.
+    """
+    to_make = {}
+    flags = "".join(f" --{name}" for name in ("pad", "random_weights") if getattr(args, name))
+    for path, (file, digest) in kept.items():
+        settings = f"--segments {args.segments} --dtype {args.dtype}{flags} of a file with SHA-256 {digest}"
+        before = str(read_kept(file, "settings")) if file.exists() else None
+        if before not in (None, settings) and not args.overwrite:
+            raise UserError(f"{file}: was made with {before}, this run has {settings}; choose another --output_dir, "
+                            "delete it, or replace it with --overwrite")
+        if before != settings:
+            to_make[path] = settings
+    return to_make
+
+
+def find_kept(args, paths):
+    """({video file: (its kept file, its checksum)}, {path: VideoError} of those that cannot be read or named)."""
+    kept, failed = {}, {}
+    for path in paths:
+        try:
+            if not path.name.isprintable() and not args.annotations:
+                raise VideoError("has a name that a list of names cannot hold; rename it")
+            digest = checksum(path)
+            kept[path] = kept_file(args, path, digest), digest
+        except VideoError as error:
+            failed[path] = error
+            print(f"{ascii(path.name)}: not used: {error}", file=sys.stderr)
+    return kept, failed
+
 
 def extract(args, paths, device):
-    """Makes the kept file of each video file; returns {path: VideoError} of those that cannot be used."""
-    settings = {path: extraction_settings(args, path) for path in paths if not is_kept(args, path)}
+    """Makes the kept file of each video file; returns ({path: kept file}, {path: VideoError} of the unusable)."""
+    kept, failed = find_kept(args, paths)
+    settings = settings_to_make(args, kept)
     networks = random_networks() if args.random_weights else load_networks(args.vgg19_weights, args.vggish_weights)
     vgg19, vggish = [network.to(device).eval() for network in networks]
     torch.backends.cudnn.deterministic = True      # a continued run must end in the same bits
-    (args.output_dir / "by_video").mkdir(parents=True, exist_ok=True)
-    failed, frames = {}, args.segments * FRAMES_OF_A_SEGMENT
+    frames = args.segments * FRAMES_OF_A_SEGMENT
     with progress_bar(total=len(settings) * frames, desc="extracting", unit="frame") as bar:
         for path, future in read_clips(settings, args.segments, args.pad):
             try:
@@ -157,15 +196,13 @@ def extract(args, paths, device):
             np.savez(content, settings=settings[path], notes=np.array(clip.notes, dtype=str),
                      visual=visual_features(vgg19, clip.frames, args.batch_size, device, bar.update).astype(args.dtype),
                      audio=audio_features(vggish, clip, args.segments, device).astype(args.dtype))
-            write_atomically(kept_file(args, path), content.getvalue())
-    return failed
+            write_atomically(kept[path][0], content.getvalue())
+    return {path: file for path, (file, _) in kept.items()}, failed
 
 
-def stack(args, videos, outputs, without_video):
-    """Writes the feature files, a row for each video, from the kept files, and the list of the rows.
-
-    outputs: paths of visual features, audio features and the list; without_video: rows to be zeros.
-    """
+def stack(args, videos, outputs, kept_files, failed):
+    """Writes outputs, the feature files and the list of rows, from the kept files; rows of failed videos are zeros."""
+    without_video = [row for row, video in enumerate(videos) if video.path in failed]
     maps, embeddings, names = outputs
     with new_h5(maps, (len(videos), args.segments, 7, 7, 512), args.dtype) as visual, \
          new_h5(embeddings, (len(videos), args.segments, 128), args.dtype) as audio:
@@ -175,10 +212,10 @@ def stack(args, videos, outputs, without_video):
             if without_video:
                 dataset.attrs["rows_without_video"] = without_video
         for row, video in enumerate(videos):
-            if row in without_video:
+            if video.path in failed:
                 visual[row] = audio[row] = 0
                 continue
-            kept = kept_file(args, video.path)
+            kept = kept_files[video.path]
             visual[row], audio[row] = read_kept(kept, "visual"), read_kept(kept, "audio")
             for note in read_kept(kept, "notes"):
                 print(f"{video.name}: {note}", file=sys.stderr)
@@ -192,19 +229,17 @@ def options():
     add("--videos", type=Path, required=True, metavar="DIR", help="folder of video files, or one file")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where the feature files go")
     add("--annotations", type=Path, metavar="FILE",
-        help="Annotations.txt: row i is line i, of the file ID.mp4 (or another kind of video)")
+        help="Annotations.txt: row i is line i, of the file ID.mp4 or Title [ID].mp4 (or another kind of video)")
     add("--segments", type=bounded(int, 1, 1000), default=10, metavar="N",
         help="segments of a video, a second each (default: %(default)s)")
     add("--pad", action="store_true",
-        help="fill clips that are too short with their last frame and silence, instead of refusing them")
+        help="fill short clips with their last frame and silence, instead of refusing them")
     add("--dtype", choices=["float64", "float32", "float16"], default="float64",
         help="of the features (default: %(default)s, as published)")
-    add("--vgg19_weights", type=Path, default=VGG19_WEIGHTS.default, metavar="FILE",
-        help=f"{VGG19_WEIGHTS.what} (default: %(default)s)")
-    add("--vggish_weights", type=Path, default=VGGISH_WEIGHTS.default, metavar="FILE",
-        help=f"{VGGISH_WEIGHTS.what} (default: %(default)s)")
+    for option, weights in (("--vgg19_weights", VGG19_WEIGHTS), ("--vggish_weights", VGGISH_WEIGHTS)):
+        add(option, type=Path, default=weights.default, metavar="FILE", help=f"{weights.what} (default: %(default)s)")
     add("--random_weights", action="store_true",
-        help="run without these files; such features mean nothing, and the HDF5 attribute random_weights says so")
+        help="run without these files; such features mean nothing")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     add("--batch_size", type=bounded(int, 1), default=16, metavar="N",
@@ -218,27 +253,31 @@ def main():
     require_packages()
     device = set_up_device(args.device)
     videos = find_videos(args.videos, args.annotations and read_annotations(args.annotations))
+    (args.output_dir / "by_video").mkdir(parents=True, exist_ok=True)
+    with locked(args.output_dir / "extraction.lock"):
+        write_features(args, videos, device)
+
+
+def write_features(args, videos, device):
+    """Extracts the features of all videos and stacks them; lists those that could not be used and exits with 1."""
     outputs = [args.output_dir / name for name in ("visual_feature.h5", "audio_feature.h5", "videos.txt")]
     refuse_to_overwrite(outputs, args.overwrite)
     if args.random_weights:
         print("WARNING: --random_weights: the networks are untrained, and these features mean nothing", file=sys.stderr)
 
-    failed = extract(args, dict.fromkeys(video.path for video in videos if video.path), device)
+    kept, failed = extract(args, dict.fromkeys(video.path for video in videos if video.path), device)
     failed[None] = "is missing"
     used = [video for video in videos if video.path not in failed]
-    without_video = [row for row, video in enumerate(videos) if video.path in failed]
-    if used and args.annotations:
-        stack(args, videos, outputs, without_video)
-    elif used:
-        stack(args, used, outputs, [])
-    if without_video:
-        where = "no file was written"
-        if used:
-            where = "their rows are zeros" if args.annotations else "they have no row"
-        print(f"{len(without_video)} of {len(videos)} videos could not be used; {where}:", file=sys.stderr)
-        for row in without_video:
-            at = f"row {row}, " if args.annotations else ""
-            print(f"  {at}{videos[row].name}: {failed[videos[row].path]}", file=sys.stderr)
+    if used:
+        stack(args, videos if args.annotations else used, outputs, kept, failed)
+    if len(used) < len(videos):
+        where = "their rows are zeros" if args.annotations else "they have no row"
+        print(f"{len(videos) - len(used)} of {len(videos)} videos could not be used; "
+              f"{where if used else 'no file was written'}:", file=sys.stderr)
+        for row, video in enumerate(videos):
+            if video.path in failed:
+                at = f"row {row}, " if args.annotations else ""
+                print(f"  {at}{video.name}: {failed[video.path]}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -17,11 +17,12 @@ def new_h5(path, shape, dtype, key="avadataset"):
 
     Raises OSError, with the path, if the folder cannot be written to or has no room for the whole file.
     """
-    partial = Path(f"{path}.partial")
+    partial = Path(f"{path}.{os.getpid()}.partial")
     room = math.prod(shape) * np.dtype(dtype).itemsize + 2**16      # the values, and what describes them
     try:
         # HDF5 can end the whole program if it runs out of room.
-        if shutil.disk_usage(partial.parent).free < room:
+        disk = shutil.disk_usage(partial.parent)
+        if disk.total and disk.free < room:      # some network disks tell no size
             raise OSError(errno.ENOSPC, "")
         with open(partial, "wb") as file:
             if hasattr(os, "posix_fallocate"):      # a quota may leave less

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.hdf5 import write_h5  # noqa: E402
-from model.class_names import AVE_CLASSES, class_names, read_annotations  # noqa: E402
+from model.class_names import AVE_CLASSES, class_index, class_names, is_background, read_annotations  # noqa: E402
 from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_line_errors,  # noqa: E402
                    refuse_to_overwrite)
 
@@ -29,8 +29,8 @@ def segment_labels(annotations, segments=10):
         if annotation.end > segments:
             raise UserError(f"annotations: line {annotation.line} ({annotation.video_id}): the event ends at second "
                             f"{annotation.end}, but a video has {segments}; give --segments")
-        label[row, annotation.start:annotation.end] = names.index(annotation.category)
-    category = [names.index(annotation.category) for annotation in annotations]
+        label[row, annotation.start:annotation.end] = class_index(names, annotation.category)
+    category = [class_index(names, annotation.category) for annotation in annotations]
     return np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)[category]
 
 
@@ -39,30 +39,30 @@ def label_files(annotations, segments=10, background_videos=178):
     one_hot, category = segment_labels(annotations, segments)
     background = np.zeros((background_videos, one_hot.shape[-1]), np.float32)
     background[:, -1] = 1
-    return {
-        "right_labels.h5": one_hot,
-        "prob_label.h5": one_hot.mean(axis=1),
-        "mil_labels.h5": category,
-        "labels_noisy.h5": background,
-    }
+    return {"right_labels.h5": one_hot, "prob_label.h5": one_hot.mean(axis=1), "mil_labels.h5": category,
+            "labels_noisy.h5": background}
 
 
-def unknown_categories(annotations):
-    """A note on each category that is not AVE's, if most of them are."""
-    count = Counter(annotation.category for annotation in annotations)
+def doubtful_categories(annotations):
+    """A note on names that differ in case only; and, if most categories are AVE's, on each that is not."""
+    count = Counter(annotation.category for annotation in annotations if not is_background(annotation.category))
     first_line = {annotation.category: annotation.line for annotation in reversed(annotations)}
+    alike = {}
+    for name in count:
+        alike.setdefault(name.casefold(), []).append(name)
+    notes = [f"{' and '.join(map(repr, names))} differ in case only; each makes a class of its own"
+             for names in alike.values() if len(names) > 1]
     unknown = [name for name in count if name not in AVE_CLASSES]
-    if 2 * len(unknown) >= len(count):
-        return []
-    return [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); "
-            "a misspelt name makes a class of its own" for name in unknown]
+    if 2 * len(unknown) < len(count):
+        notes += [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); "
+                  "a misspelt name makes a class of its own" for name in unknown]
+    return notes
 
 
 def main():
     parser = OptionParser(__doc__)
     parser.add_argument("--annotations", type=Path, default=Path("data/Annotations.txt"), metavar="FILE",
-                        help="of AVE: category&YouTube id&quality&start&end, a line for each video "
-                             "(default: %(default)s)")
+                        help="category&YouTube id&quality&start&end of each video (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), metavar="DIR",
                         help="where the label files go (default: %(default)s)")
     parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10,
@@ -80,12 +80,17 @@ def main():
         write_h5(args.output_dir / name, array)
         print(f"{args.output_dir / name}: {array.shape} {array.dtype}")
 
-    for note in unknown_categories(annotations):
+    names = class_names(annotations)
+    print(f"{len(names)} classes:", *(f"{number:>4}  {name}" for number, name in enumerate(names)), sep="\n")
+    found = len({annotation.category for annotation in annotations} & set(names[:-1]))
+    if found < len(names) - 1:
+        print(f"note: all categories are AVE's, but only {found} of its {len(names) - 1} occur; the labels still have "
+              f"AVE's {len(names)} classes")
+    for note in doubtful_categories(annotations):
         print(f"note: {note}")
     for row, annotation in enumerate(annotations):
         if annotation.start == annotation.end:
-            print(f"note: line {annotation.line} (video row {row}, {annotation.video_id}) has an event of zero length: "
-                  "all its segments are background")
+            print(f"note: line {annotation.line} (video row {row}, {annotation.video_id}) has an event of zero length")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,14 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 
 - A clip of N seconds, give or take half a second, is used as a whole: the frames are spread over all that were
   decoded, not over the number that the container promises. Of a longer clip the first N seconds are used.
+- If the frame rate varies, row l is second l, as in the sound: at the nominal rate, a picture holds until the next one.
+- A clock that starts again goes on one frame later. So does one that jumps by more than 10 s, in formats where it may
+  (.ts, .mpg); in others the clip ends there.
 - A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
 - Damaged parts are skipped, as a player does.
 - Frames and sound both count from their own beginning. A note tells if one begins later than the file.
 """
+import os
 import re
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -31,6 +35,11 @@ FRAMES_OF_A_SEGMENT = 16
 SIZE = 224                # height and width of a frame as the network sees it
 TOLERANCE = 0.5           # seconds that a clip may lack or have too many
 LATE = 0.1                # seconds after which a note says that a stream begins late
+ROUNDING = 0.0011         # seconds that a file's clock may be wrong, as .mkv has whole milliseconds
+BACK, JUMP = 0.1, 10      # seconds that the clock may go back or forth between two frames (ffmpeg has these limits)
+CLOCK_MAY_JUMP = 0x200    # flag of such formats, AVFMT_TS_DISCONT
+HDR = {16: "smpte2084", 18: "arib-std-b67"}      # transfer functions
+SOUND_SUFFIXES = (".wav", ".m4a", ".mp3", ".aac", ".flac", ".ogg", ".opus")
 
 # The front end of VGGish (Hershey et al., ICASSP 2017).
 RATE = 16000              # samples a second that the network knows
@@ -73,6 +82,9 @@ def read_clip(path, segments=10, pad=False):
     require_packages()
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
+    beside = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
+    if sound is None and beside:
+        notes_on_sound.append(f"{path.stem}{beside[0]} beside it is not used; join them in one file to use it")
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)
 
 
@@ -89,33 +101,90 @@ def frame_numbers(count, segments=10):
 
 def read_frames(path, segments=10, pad=False):
     """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip."""
-    pictures, times, damaged = [], [], []
+    times, duration, rate, cut, notes = _frame_times(path, segments)
+    if times[-1] >= segments + TOLERANCE:
+        times, seconds = times[times < segments], float(segments)
+    else:
+        seconds = times[-1] + (duration or times[-1] / max(1, len(times) - 1) or 1 / rate)
+        seconds = min(seconds, max(times[-1], segments))      # the last picture may stay for long
+    if seconds < segments - TOLERANCE:
+        if not pad:
+            until = " until its clock jumps" * cut
+            raise VideoError(f"lasts {seconds:.1f} s{until}, {segments} are needed (--pad fills up with the last frame "
+                             "and silence, --segments takes fewer)")
+        notes.append(f"the last frame fills {segments - seconds:.1f} s")
+    if is_constant(times, seconds):
+        fill = round((segments - seconds) * len(times) / seconds) if seconds < segments - TOLERANCE else 0
+        chosen = np.minimum(frame_numbers(len(times) + fill, segments), len(times) - 1)
+    else:
+        chosen = pictures_at_constant_rate(times, max(1, round(max(rate, len(times) / seconds))), segments)
+
+    # A second reading keeps only the chosen pictures in memory.
+    frames = np.empty((*chosen.shape, SIZE, SIZE, 3), np.uint8)
+    wanted, last = set(chosen.flat), chosen.max()
+    with _open(path, "video") as (container, stream):
+        for number, frame in enumerate(_frames(container, stream, [])):
+            if number in wanted:
+                frames[chosen == number] = _picture(frame)
+            if number == last:
+                return frames, notes
+    raise VideoError("has changed while it was read")
+
+
+def is_constant(times, seconds):
+    """Whether pictures at these times, from 0, of a clip of so many seconds are as good as evenly spread."""
+    step = times[-1] / max(1, len(times) - 1)
+    uneven = np.abs(times - np.linspace(0, times[-1], len(times))).max()
+    return uneven <= step / 2 and seconds - times[-1] <= step + TOLERANCE
+
+
+def pictures_at_constant_rate(times, rate, segments=10):
+    """Numbers [segments, 16] of the pictures to use, which are shown from these times on, at a constant whole rate.
+
+    Each constant-rate frame shows the last picture at or before its time.
+    """
+    ticks = frame_numbers(rate * segments, segments) / rate
+    return np.maximum(0, np.searchsorted(times, ticks + ROUNDING, side="right") - 1)
+
+
+def _frame_times(path, segments):
+    """(times of the frames from 0 up to the one that is too late, duration of the last, nominal rate, whether the clock
+    jumps there, notes).
+    """
+    times, damaged, closed, cut = [], [], 0, False
     with _open(path, "video") as (container, stream):
         if stream is None:
             raise VideoError("has no picture")
-        step = float(1 / (stream.average_rate or 25))
+        rate = float(stream.guessed_rate or stream.average_rate or 25)
+        shift = duration = 0.0      # shift: seconds added to the clock of the file
         for frame in _frames(container, stream, damaged):
-            times.append(len(times) * step if frame.time is None else frame.time)
-            if times[-1] - times[0] >= segments + TOLERANCE:
+            if not times:
+                start, hdr = frame.time, HDR.get(int(frame.color_trc))
+                shift = -(start or 0.0)
+            before, following = (times[-1], times[-1] + 1 / rate) if times else (0.0, 0.0)
+            time = following if frame.time is None else frame.time + shift
+            if time > before + JUMP and not container.format.flags & CLOCK_MAY_JUMP:
+                cut = True
                 break
-            pictures.append(_picture(frame))
-        if not pictures:
+            if not before - BACK <= time <= before + JUMP:
+                shift += following - time
+                time = following
+                closed += 1
+            times.append(max(time, before))
+            if times[-1] >= segments + TOLERANCE:
+                break
+            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        if not times:
             raise VideoError("has no picture that can be decoded")
-        notes = _notes(container, "picture", damaged, times[0])
-
-    times = np.array(times) - times[0]
-    total = count = int((times < segments).sum()) if times[-1] >= segments + TOLERANCE else len(times)
-    duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-    seconds = times.max() + (duration or times.max() / max(1, count - 1) or step)
-    if seconds < segments - TOLERANCE:
-        if not pad:
-            raise VideoError(f"lasts {seconds:.1f} s, {segments} are needed (--pad fills up with the last frame and "
-                             "silence, --segments takes fewer)")
-        total += round((segments - seconds) * count / seconds)
-        notes.append(f"the last frame fills {segments - seconds:.1f} s")
-    numbers = np.minimum(frame_numbers(total, segments), count - 1)
-    frames = np.stack([pictures[number] for number in numbers.flat])
-    return frames.reshape(segments, FRAMES_OF_A_SEGMENT, SIZE, SIZE, 3), notes
+        notes = _notes(container, "picture", damaged, start)
+    if cut:
+        notes.append(f"the times of the picture jump by more than {JUMP} s; it is used up to there")
+        duration = 0.0      # which reaches to the next picture in some formats
+    if closed:
+        notes.append(f"{closed} jump{'s' * (closed > 1)} of the times of the picture closed")
+    if hdr:
+        notes.append(f"the picture is HDR ({hdr}); its colours are used as they are stored, mostly too pale")
+    return np.array(times), duration, rate, cut, notes
 
 
 def _picture(frame):

@@ -25,15 +25,18 @@ def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
 
 
 def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", sound_codec="pcm_s16le",
-         picture=numbered_picture, times=None, sound_start=0):
+         picture=numbered_picture, times=None, sound_start=0, transfer=None):
     """Writes a film of numbered pictures; returns its path.
 
     times: when each picture is shown, in milliseconds; else at a fixed rate. sound_start: of the sound, in seconds.
+    transfer: number of the transfer function, where it is not the usual one.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1000 if times else rate)
         first = picture(0)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *first.shape[:2], "yuv420p", 2_000_000
+        if transfer:
+            stream.codec_context.color_trc = transfer
         heard = container.add_stream(sound_codec, rate=sound_rate, layout=layout) if sound is not None else None
         for number in range(len(times) if times else round(seconds * rate)):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")

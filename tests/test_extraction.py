@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -16,11 +18,13 @@ cv2 = pytest.importorskip("cv2")
 pytest.importorskip("resampy")
 
 from conftest import TESTS, read  # noqa: E402
-from data.video import VideoError, frame_numbers, log_mel_patches, read_clip, read_frames, resize  # noqa: E402
+from data.hdf5 import new_h5  # noqa: E402
+from data.video import (VideoError, frame_numbers, log_mel_patches, pictures_at_constant_rate,  # noqa: E402
+                        read_clip, read_frames, resize)
 from films import film, number_of, tone, turned  # noqa: E402
 from golden import extraction_recipe as recipe  # noqa: E402
 from model import feature_networks as networks  # noqa: E402
-from utils import UserError  # noqa: E402
+from utils import UserError, locked  # noqa: E402
 
 GOLDEN = json.loads((TESTS / "golden/extraction.json").read_text())
 
@@ -99,12 +103,62 @@ def test_the_frames_of_the_real_clip_are_the_ones_that_opencv_reads():
 @pytest.mark.parametrize("segments, count, options", [
     (10, 20, {"rate": 2}),
     (10, 260, {"seconds": 10.4}),      # a clip of about ten seconds is used as a whole
-    (3, 75, {"seconds": 5}),           # of a longer one the first seconds
-    # A variable rate: 25 frames in the first half second, 15 in the rest.
-    (2, 40, {"times": [*range(0, 500, 20), *range(500, 2000, 100)]})])
+    (3, 75, {"seconds": 5})])          # of a longer one the first seconds
 def test_frames_are_spread_over_all_that_are_decoded(tmp_path, segments, count, options):
     frames, notes = read_frames(film(tmp_path / "film.mkv", **options), segments)
     assert shown(frames) == frame_numbers(count, segments).tolist() and notes == []
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("times", [
+    [*range(0, 2000, 40), *range(2000, 10000, 100)],                   # 25 frames a second, later 10
+    [*range(0, 3000, 40), *range(8000, 10000, 40)],                    # a still of five seconds
+    [*range(0, 3000, 40), *range(9000, 12000, 40)]])
+def test_pictures_of_a_variable_rate_go_by_time(tmp_path, suffix, times):
+    frames, notes = read_frames(film(tmp_path / f"film.{suffix}", times=times))
+    seen, due = np.take(times, shown(frames)), 1000 * (np.arange(10)[:, np.newaxis] + np.arange(16) / 16)
+    held = np.array([[max(time for time in times if time <= moment) for moment in row] for row in due])
+    np.testing.assert_array_equal(seen[:, 0], held[:, 0])
+    assert (seen <= held).all() and (held - seen <= 100).mean() > 0.98 and notes == []
+
+
+def test_each_frame_of_a_constant_rate_shows_the_last_picture():
+    times = np.array([0, 0.125, 0.251, 1.5, 1.7])      # a millisecond off, as in .mkv
+    numbers = pictures_at_constant_rate(times, 8, 2)
+    assert numbers.tolist() == [[0, 0, 1, 1] + [2] * 12, [2] * 8 + [3] * 4 + [4] * 4]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_clock_that_jumps_is_no_length(tmp_path, suffix):
+    path = film(tmp_path / f"film.{suffix}", times=[*range(0, 3000, 40), *range(100000, 110000, 40)])
+    with pytest.raises(VideoError, match=r"lasts 3.0 s until its clock jumps, 10 are needed \(--pad"):
+        read_frames(path)
+    assert shown(read_frames(path, 3)[0]) == frame_numbers(75, 3).tolist()
+
+
+@pytest.mark.parametrize("starts", [(0, 0), (0, 60000), (60000, 0)])
+def test_a_clock_that_starts_again_goes_on(tmp_path, starts):
+    parts = [film(tmp_path / f"{number}.ts", times=range(start, start + 2000, 40)).read_bytes()
+             for number, start in enumerate(starts)]
+    (tmp_path / "film.ts").write_bytes(b"".join(parts))
+    frames, notes = read_frames(tmp_path / "film.ts", 4)
+    assert shown(frames) == (frame_numbers(100, 4) % 50).tolist()
+    assert notes == ["1 jump of the times of the picture closed"]
+    with pytest.raises(VideoError, match="lasts 4.0 s, 10 are needed"):
+        read_frames(tmp_path / "film.ts")
+
+
+def test_only_chosen_pictures_are_kept(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("data.video._picture", lambda frame: made.append(0) or np.zeros((224, 224, 3), np.uint8))
+    read_frames(film(tmp_path / "film.mkv", 4, 60), 2)
+    assert len(made) == 32
+
+
+def test_hdr_and_sound_in_a_file_of_its_own_are_noted(tmp_path):
+    (tmp_path / "film.m4a").touch()
+    notes = read_clip(film(tmp_path / "film.mkv", 1, 16, transfer=16), 1).notes
+    assert re.search("HDR .smpte2084.", notes[0]) and notes[-1].startswith("film.m4a beside it is not used")
 
 
 def test_a_short_clip_is_refused_or_padded(tmp_path):
@@ -292,12 +346,60 @@ def test_with_annotations_rows_are_lines_and_a_missing_video_is_zeros(run, clips
     assert attributes["rows_without_video"].tolist() == [1, 3]
 
 
+def test_with_annotations_a_part_of_the_name_is_enough_if_it_is_clear(run, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    names = {"Dog [-x_Y1].mp4": 10, "qqq_000030.mp4": 11, "abc.f137.mp4": 12, "abc.mp4": 13, "two 1.mp4": 14,
+             "two 2.mp4": 15, "qqqq.mp4": 16, "cafe\u0301.mp4": 17, "m n.mp4": 18}
+    for name, number in names.items():
+        film(folder / name, 1, 16, picture=lambda _: recipe.picture(number, 48, 160))      # noqa: B023
+    ids = ["-x_Y1", "qqq", "abc", "two", "caf\u00e9", "m", "n"]
+    (tmp_path / "Annotations.txt").write_text("".join(f"Bark&{video_id}&good&0&1\n" for video_id in ids))
+    code, _, error = run(folder, "--annotations", tmp_path / "Annotations.txt")
+    assert code == 1 and "5 of 9 files fit no line, or more than one: abc.f137.mp4, m n.mp4, qqqq.mp4, ..." in error
+    visual, _, attributes = features(tmp_path / "out")
+    assert attributes["rows_without_video"].tolist() == [3, 5, 6]      # nothing that is unclear
+    for row, name in enumerate(["Dog [-x_Y1].mp4", "qqq_000030.mp4", "abc.mp4", None, "cafe\u0301.mp4"]):
+        if name:
+            np.testing.assert_allclose(visual[row, 0, ..., :3], expected_visual(folder / name), rtol=1e-5)
+
+
+def test_any_file_name_is_kept_or_listed_first(run, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    film(folder / "a.mp4", 1, 16)
+    longest = [film(folder / f"{letter * 251}.mp4", 1, rate) for letter, rate in (("b", 17), ("c", 18))]
+    (folder / "a.mp4").rename(folder / "two\nlines.mp4")
+    code, _, error = run(folder)
+    assert code == 1 and error.index(r"'two\nlines.mp4': not used: has a name") < error.index("extracting")
+    assert "1 of 3 videos could not be used" in error
+    for row, path in enumerate(longest):
+        np.testing.assert_allclose(features(tmp_path / "out")[0][row, 0, ..., :3], expected_visual(path), rtol=1e-5)
+
+
+def test_two_runs_do_not_write_into_one_folder(run, clips, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / "extraction.lock"):
+        code, _, error = run(clips / "c.mov")
+    assert code == 2 and "another run is writing there" in error
+
+
+def test_a_disk_of_unknown_size_is_not_full(tmp_path, monkeypatch):
+    for total, error in ((0, None), (10, OSError)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, used=0, free=0))  # noqa: B023
+        with pytest.raises(error) if error else nullcontext():
+            with new_h5(tmp_path / "a.h5", (2,), "float64") as dataset:
+                dataset[:] = 3
+                assert (tmp_path / f"a.h5.{os.getpid()}.partial").exists()      # each process has its own
+    assert read(tmp_path / "a.h5").tolist() == [3, 3]
+
+
 def test_a_stopped_run_continues_and_ends_in_the_same_bytes(run, clips, tmp_path, monkeypatch):
     assert run(clips, output_dir=tmp_path / "whole")[0] == 1
     monkeypatch.setattr(SmallVGG19, "stop_at", 3)
     assert run(clips)[0] == 130
     kept = files(tmp_path / "out" / "by_video")
-    assert len(kept) == 2 and not files(tmp_path / "out")
+    assert len(kept) == 2 and list(files(tmp_path / "out")) == ["extraction.lock"]
     # Two more can be used. A third one would stop the run again.
     assert run(clips)[0] == 1
     assert kept.items() <= files(tmp_path / "out" / "by_video").items()
@@ -320,6 +422,11 @@ def test_features_of_a_video_that_has_changed_are_made_again(run, clips, tmp_pat
     assert "videos.txt: exists already" in run(video)[2]
     assert run(video, "--overwrite")[0] == 0
     np.testing.assert_allclose(features(tmp_path / "out")[0][0, 0, ..., :3], expected_visual(video), rtol=1e-5)
+    loudness = features(tmp_path / "out")[1].sum()
+    content = film(video, 1, 30, tone(1, strength=0.1)).read_bytes()
+    assert len(content) == film(video, 1, 30, tone(1)).stat().st_size
+    video.write_bytes(content)      # another content of the same size
+    assert run(video, "--overwrite")[0] == 0 and features(tmp_path / "out")[1].sum() < loudness
 
 
 def test_kept_features_that_are_damaged_are_named(run, clips, tmp_path):
