@@ -1,21 +1,16 @@
 """What every script shares: errors in one line, options, the machine, files. It imports nothing else of ours."""
 import argparse
-import ast
 import errno
 import fcntl
-import hashlib
 import io
 import math
 import os
-import platform
 import random
 import re
-import subprocess
 import sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import nn
@@ -283,31 +278,3 @@ def back_up(paths):
         if path.exists():
             kept = path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
             print(f"kept the file of an earlier run: {kept}")
-
-
-def versions(script):
-    """Versions of Python and the libraries, a checksum of the script's code, and the git revision of a checkout."""
-    revision = None
-    if (ROOT / ".git").exists():      # an enclosing repository is not this code's
-        try:
-            revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
-                                      capture_output=True, timeout=10).stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
-            "numpy": np.__version__, "h5py": h5py.__version__, "code": code_checksum(script), "git": revision}
-
-
-def code_checksum(script):
-    """SHA-256 of a script and of all modules of this repository that it imports, directly or not."""
-    todo, found = [Path(script).resolve()], {}
-    while todo:
-        path = todo.pop()
-        found[path] = path.read_bytes()
-        for node in ast.walk(ast.parse(found[path])):
-            names = [name.name for name in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
-            paths = [ROOT / f"{name.replace('.', '/')}.py" for name in names]
-            todo += [path for path in paths if path.is_file() and path not in found]
-    return hashlib.sha256(b"".join(found[path] for path in sorted(found))).hexdigest()[:16]

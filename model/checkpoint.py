@@ -27,6 +27,7 @@ def save_tensors(path, content):
 def save_checkpoint(path, network, header, record):
     """Writes a checkpoint, with the weights as CPU tensors; header: of its run, record: the log line of its epoch."""
     weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
+    record = {name: value.item() if isinstance(value, np.generic) else value for name, value in record.items()}
     save_tensors(path, {**header, **record, "weights": weights})
 
 

@@ -13,8 +13,9 @@ from model.checkpoint import load_checkpoint, rebuild
 from model.class_names import class_names, match_classes, names_and_ids
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.options import given_files, read_data
+from model.run import code_checksum
 from psp_model import PUBLISHED
-from utils import (UserError, back_up, code_checksum, locked, progress_bar, rank_and_world_size, set_up_device,
+from utils import (UserError, back_up, locked, progress_bar, rank_and_world_size, set_up_device,
                    wrap_for_training, write_atomically)
 
 

@@ -10,8 +10,9 @@ import torch
 from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, count_videos, find_files, open_file, read_shape,
                      required_files)
 from model.class_names import class_names, names_and_ids
+from model.run import versions
 from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD, PUBLISHED
-from utils import OptionParser, UserError, bounded, versions
+from utils import OptionParser, UserError, bounded
 
 PAPER_SEGMENTS = 10      # for which the paper's threshold was chosen
 

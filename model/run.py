@@ -1,18 +1,24 @@
-"""What a training run writes to its output folder, and how a stopped run continues from there."""
+"""What a training run writes to its output folder, how a stopped run continues from there, and which code ran."""
+import ast
+import hashlib
 import json
 import math
+import platform
 import random
+import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
-from utils import UserError, back_up, locked, progress_bar, rank_and_world_size, write_atomically
+from utils import ROOT, UserError, back_up, locked, progress_bar, rank_and_world_size, write_atomically
 
 KEPT = ("lines", "checks", "best", "best_test", "last", "custom_score")      # attributes in the state file
 RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs"}      # in the log
@@ -214,3 +220,31 @@ class Run:
                 "test": best["test_accuracy"], "score": best["score"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
                 "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}
+
+
+def versions(script):
+    """Versions of Python and the libraries, a checksum of the script's code, and the git revision of a checkout."""
+    revision = None
+    if (ROOT / ".git").exists():      # an enclosing repository is not this code's
+        try:
+            revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
+                                      capture_output=True, timeout=10).stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
+            "numpy": np.__version__, "h5py": h5py.__version__, "code": code_checksum(script), "git": revision}
+
+
+def code_checksum(script):
+    """SHA-256 of a script and of all modules of this repository that it imports, directly or not."""
+    todo, found = [Path(script).resolve()], {}
+    while todo:
+        path = todo.pop()
+        found[path] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[path])):
+            names = [name.name for name in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
+            paths = [ROOT / f"{name.replace('.', '/')}.py" for name in names]
+            todo += [path for path in paths if path.is_file() and path not in found]
+    return hashlib.sha256(b"".join(found[path] for path in sorted(found))).hexdigest()[:16]

@@ -12,8 +12,9 @@ import torch
 
 from conftest import MAIN, ROOT, read, read_log, rewrite, run_main
 from model.checkpoint import load_checkpoint, save_tensors
+from model.run import code_checksum
 from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
-from utils import InPrecision, code_checksum
+from utils import InPrecision
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_evaluation_says_if_other_code_trained_the_checkpoint(edited, train, tin
 def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(tmp_path, monkeypatch):
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
     before = code_checksum(ROOT / MAIN["fully"])
-    monkeypatch.setattr("utils.ROOT", copy)
+    monkeypatch.setattr("model.run.ROOT", copy)
     assert code_checksum(copy / MAIN["fully"]) == before
     for name, counts in (("README.md", False), ("tests/conftest.py", False), ("data/check.py", False),
                          (MAIN["weakly"], False), ("model/avel.py", False), ("psp_model.py", True),
