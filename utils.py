@@ -37,7 +37,7 @@ def one_line(error):
 def one_line_errors():
     """Around a script's main: errors that a user can fix end in one line and exit code 2.
 
-    Joins the other processes if torchrun started the script; only the first one prints.
+    Joins the other processes if torchrun started the script; only the first one has standard output.
     """
     try:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():

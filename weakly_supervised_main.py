@@ -63,7 +63,7 @@ def train(args, data, device, order=shuffled, initialise=None):
             check = epoch > 0 and epoch % args.check_epoch == 0     # as in the released code, no check at epoch 0
             if (check or epoch == args.nb_epoch - 1) and run.writes:
                 val, test = (predict(model, data[split], args.batch_size) for split in ("val", "test"))
-                score = val.accuracy                                # chooses the checkpoint; None: never better
+                score = val.accuracy                                # the highest chooses the checkpoint; or None
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "kept_pairs": test.kept_pairs,
                            "score": None if score is None else float(score)}
                 if check or run.checks == 0:                        # otherwise the last epoch is only reported

@@ -5,9 +5,9 @@
 
 Without annotations the rows are the files in the order of their names, and a video that cannot be used has no row.
 With annotations row i is line i, of the file that its YouTube id names, or of the only one that has it as a part of
-its name (Title [ID].mp4, ID_000030.mp4). A video that is missing or cannot be used
-has a row of zeros, and its number is in the HDF5 attribute rows_without_video. Either way line i of videos.txt names
-row i, such videos are listed at the end, and the exit code is 1.
+its name (Title [ID].mp4, ID_000030.mp4). A video that is missing or cannot be used has a row of zeros, and its number
+is in the HDF5 attribute rows_without_video. Either way line i of videos.txt names row i, such videos are listed at the
+end, and the exit code is 1.
 
 Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second (see data/video.py).
 
@@ -190,7 +190,7 @@ def extract(args, paths, device):
             except VideoError as error:
                 failed[path] = error
                 bar.update(frames)
-                bar.write(f"{path.name}: not used: {error}")
+                bar.write(f"{path.name}: not used: {error}", file=sys.stderr)
                 continue
             content = io.BytesIO()
             np.savez(content, settings=settings[path], notes=np.array(clip.notes, dtype=str),

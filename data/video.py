@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from model.feature_networks import RATE, SPECTRA, log_mel
 from utils import UserError, one_line
 
 try:
@@ -40,13 +41,6 @@ BACK, JUMP = 0.1, 10      # seconds that the clock may go back or forth between 
 CLOCK_MAY_JUMP = 0x200    # flag of such formats, AVFMT_TS_DISCONT
 HDR = {16: "smpte2084", 18: "arib-std-b67"}      # transfer functions
 SOUND_SUFFIXES = (".wav", ".m4a", ".mp3", ".aac", ".flac", ".ogg", ".opus")
-
-# The front end of VGGish (Hershey et al., ICASSP 2017).
-RATE = 16000              # samples a second that the network knows
-WINDOW, HOP, FFT = 400, 160, 512
-BANDS, LOWEST, HIGHEST = 64, 125, 7500      # mel bands, and their range in Hz
-SPECTRA = 96              # of a patch
-OFFSET = 0.01             # keeps the logarithm finite
 
 
 class VideoError(Exception):
@@ -247,26 +241,6 @@ def log_mel_patches(samples, rate, seconds):
         wave = (samples[second * rate:(second + 1) * rate] / 32768).mean(axis=1)
         patches.append(log_mel(wave if rate == RATE else resampy.resample(wave, rate, RATE))[:SPECTRA])
     return np.stack(patches)
-
-
-def log_mel(wave):
-    """float64 [n >= 400] at 16 kHz -> log mel spectra [spectra, 64], one every 10 ms, no padding."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)      # periodic Hann
-    blocks = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]
-    return np.log(np.abs(np.fft.rfft(blocks * window, FFT)) @ mel_matrix() + OFFSET)
-
-
-def mel_matrix():
-    """Weights [257, 64] of the magnitudes in each band: triangles on the mel scale; bin 0 counts nowhere."""
-    def mel(hertz):
-        return 1127 * np.log1p(np.asarray(hertz) / 700)
-
-    edges = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
-    bins = mel(np.arange(FFT // 2 + 1) * RATE / FFT)[:, np.newaxis]
-    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-    weights = np.maximum(0, np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)))
-    weights[0] = 0
-    return weights
 
 
 # ------------------------------------------------------------------------------------------- decoding

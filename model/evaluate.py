@@ -68,7 +68,9 @@ def evaluate_checkpoint(args, network_class, script):
     if checkpoint.get("versions", {}).get("code", code) != code:
         print("note: this checkpoint was trained by other code than this")
     trained_in = checkpoint.get("options", {}).get("precision", "fp32")
-    args.precision = args.precision or (trained_in if trained_in != "tf32" or args.device != "cpu" else "fp32")
+    if trained_in == "tf32" and not args.device.startswith("cuda"):
+        trained_in = "fp32"
+    args.precision = args.precision or trained_in
     device = set_up_device(args.device, args.precision)
     data = read_data(args, scored_splits(args.data_dir, given_files(args)), device)
     sizes = next(iter(data.values())).sizes
@@ -131,7 +133,10 @@ def match_labels(checkpoint, path, data, data_dir, annotations):
             for dataset in data.values():
                 numbers = torch.as_tensor(numbers, device=dataset.device)
                 dataset.tensors["labels"] = numbers[dataset.tensors["labels"]]
-    return trained or names or class_names(num_classes=checkpoint["network_args"]["num_classes"]), ids
+    num_classes = checkpoint["network_args"]["num_classes"]
+    if names and len(names) != num_classes:      # of videos without labels
+        names = None
+    return trained or names or class_names(num_classes=num_classes), ids
 
 
 def print_scores(results, names):
@@ -211,6 +216,14 @@ def runs_path(args):
     return args.output_dir / f"{args.model_name}_{args.setting}_runs.json"
 
 
+def seeds_in(path):
+    """The seeds of a file of results; none of a damaged one."""
+    try:
+        return {run["seed"] for run in json.loads(path.read_text())["runs"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
 def report_runs(args, rows, test_set):
     """With --runs, prints and writes the results of all seeds; rows: what `train` returned for each."""
     if args.runs == 1 or rank_and_world_size()[0] > 0:
@@ -220,8 +233,8 @@ def report_runs(args, rows, test_set):
     low, high = bootstrap_interval(by_video.mean(axis=0))
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
     path = runs_path(args)
-    if path.exists() and {run["seed"] for run in json.loads(path.read_text())["runs"]} - {row["seed"] for row in rows}:
-        back_up([path])      # it has other seeds
+    if path.exists() and seeds_in(path) != {row["seed"] for row in rows}:
+        back_up([path])
     options = {name: value for name, value in sorted(vars(args).items()) if name != "resume"}
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
                "test_fingerprint": test_set.fingerprint, "runs": rows}

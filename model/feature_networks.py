@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import numpy as np
 import torch
 from torch import nn
 
@@ -81,6 +82,36 @@ class VGGish(nn.Module):
     def forward(self, patches):
         maps = self.features(patches.to(self.features[0].weight.dtype).unsqueeze(1))
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))      # in the order height, width, channels
+
+
+# -------------------------------------------------------------------------------------- what VGGish hears
+
+# The front end of VGGish (Hershey et al., ICASSP 2017).
+RATE = 16000              # samples a second that the network knows
+WINDOW, HOP, FFT = 400, 160, 512
+BANDS, LOWEST, HIGHEST = 64, 125, 7500      # mel bands, and their range in Hz
+SPECTRA = 96              # of a patch
+OFFSET = 0.01             # keeps the logarithm finite
+
+
+def log_mel(wave):
+    """float64 [n >= 400] at 16 kHz -> log mel spectra [spectra, 64], one every 10 ms, no padding."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)      # periodic Hann
+    blocks = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]
+    return np.log(np.abs(np.fft.rfft(blocks * window, FFT)) @ mel_matrix() + OFFSET)
+
+
+def mel_matrix():
+    """Weights [257, 64] of the magnitudes in each band: triangles on the mel scale; bin 0 counts nowhere."""
+    def mel(hertz):
+        return 1127 * np.log1p(np.asarray(hertz) / 700)
+
+    edges = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
+    bins = mel(np.arange(FFT // 2 + 1) * RATE / FFT)[:, np.newaxis]
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.maximum(0, np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)))
+    weights[0] = 0
+    return weights
 
 
 # ------------------------------------------------------------------------------------------- weights

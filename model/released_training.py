@@ -160,8 +160,9 @@ def train(args, data, device):
 
 def main():
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--setting", choices=MAINS, default="fully")
+    first.add_argument("--setting", nargs="?")
     setting = first.parse_known_args()[0].setting
+    setting = setting if setting in MAINS else "fully"      # the parser of all options refuses it
     parser = MAINS[setting].options()
     parser.description = __doc__
     parser.training.add_argument("--setting", choices=MAINS, required=True, help="segment or video labels")

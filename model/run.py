@@ -84,8 +84,9 @@ class Run:
 
     def _continue(self):
         state = read_content(self.state_path, remedy="start again without --resume")
-        if "random" not in state:
-            raise UserError(f"{self.state_path}: is not the state of a run; start again without --resume")
+        known = isinstance(state, dict) and {"random", "header", *KEPT} <= state.keys()
+        if not known or not self.header.keys() <= state["header"].keys():
+            raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
         for key in ("network_args", "options", "data", "class_names"):
             before, now = (dict(enumerate(value)) if key == "class_names" else value
                            for value in (state["header"][key], self.header[key]))
@@ -113,6 +114,8 @@ class Run:
             if state["random"]["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"])
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
+        if self.world_size > 1:
+            print("note: with several processes, a resumed run draws other dropout than an uninterrupted one")
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
 
     def _save_state(self, epochs):
@@ -195,7 +198,8 @@ class Run:
             tqdm.write(f"epoch {epoch}: {scores}", file=sys.stdout)
         self.bar.set_postfix_str(f"epoch {epoch}: {scores}", refresh=False)
         self._log(record | steps)
-        if (epoch + 1) % self.args.save_epoch == 0 or epoch + 1 == self.args.nb_epoch:
+        in_checkpoint = self.best is not None and self.best["record"] is record      # the state must not lag behind it
+        if in_checkpoint or (epoch + 1) % self.args.save_epoch == 0 or epoch + 1 == self.args.nb_epoch:
             self._save_state(epoch + 1)
 
     def report(self):

@@ -17,6 +17,7 @@ import torch
 from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
+from model.evaluate import predict
 from model.metrics import bootstrap_interval
 from utils import UserError
 
@@ -246,6 +247,39 @@ def test_resuming_with_other_data_is_refused(finished, train, data_folder):
     change("visual_feature.h5", lambda features: features * 1.5)(data_folder)
     error = train(setting, *options, "--data_dir", data_folder, "--resume", code=2).stderr
     assert "has other data (fingerprint_test: " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["random", "custom_score"])
+def test_a_state_of_other_code_is_refused_in_one_line(finished, train, missing):
+    setting, folder, options = finished
+    path = folder / f"PSP_{setting}_state.pt"
+    state = torch.load(path, weights_only=True)
+    del state[missing]
+    torch.save(state, path)
+    error = train(setting, *options, "--resume", code=2).stderr
+    assert "is not the state of a run of this code; start again without --resume" in error and error.count("\n") == 1
+
+
+def test_the_state_does_not_lag_behind_the_checkpoint(train, tmp_path, monkeypatch):
+    """Stopped in the second check, where the state would not be saved for long."""
+    evaluations = iter(range(2))
+
+    def stop(*arguments):
+        if next(evaluations, None) is None:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+    monkeypatch.setattr("fully_supervised_main.predict", stop)
+    train("fully", "--check_epoch", 1, "--save_epoch", 100, code=130)
+    state = torch.load(tmp_path / "PSP_fully_state.pt", weights_only=True)
+    assert state["best"]["record"]["epoch"] == load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"]
+
+
+def test_results_of_several_seeds_that_are_damaged_are_kept_aside(train, tmp_path):
+    train("fully", "--nb_epoch", 1, "--runs", 2)
+    (tmp_path / "PSP_fully_runs.json").write_text("{")
+    train("fully", "--nb_epoch", 1, "--runs", 2, "--resume")
+    assert (tmp_path / "PSP_fully_runs.1.json").read_text() == "{"
+    assert json.loads((tmp_path / "PSP_fully_runs.json").read_text())["runs"]
 
 
 def test_resuming_without_the_log_is_refused(finished, train):
