@@ -74,12 +74,12 @@ def train(args, data, device, order=shuffled, initialise=None, avps_targets=batc
                 score = val.accuracy                                # the highest chooses the checkpoint; or None
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "kept_pairs": test.kept_pairs,
                            "score": None if score is None else float(score)}
-                if check or run.checks == 0:                        # otherwise the last epoch is only reported
-                    best = run.best_score
-                    if best is None or (score is not None and score > best):
+                best = run.best_score                               # None before the first one
+                if check or best is None:                           # otherwise the last epoch is only reported
+                    kept = best is None or (score is not None and score > best)
+                    if kept:
                         save_checkpoint(run.checkpoint_path, network, header, record)
-                        run.set_best(record, test)
-                    run.note_check(record, test)
+                    run.note_check(record, test, kept)
             run.end_epoch(record)
         return run.report()
 

@@ -113,11 +113,12 @@ def train(args, data, device):
             if (check or epoch == args.nb_epoch - 1) and run.writes:
                 val, test = (predict(model, data[split], args.batch_size) for split in ("val", "test"))
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "score": val.accuracy}
-                if check or run.checks == 0:
-                    if run.best_score is None or val.accuracy > run.best_score:
+                best = run.best_score
+                if check or best is None:
+                    kept = best is None or val.accuracy > best
+                    if kept:
                         save_checkpoint(run.checkpoint_path, network, header, record)
-                        run.set_best(record, test)
-                    run.note_check(record, test)
+                    run.note_check(record, test, kept)
             run.end_epoch(record)
         return run.report()
 

@@ -169,16 +169,17 @@ class Run:
         """The score of the check in the checkpoint; None before the first check, or if that had none."""
         return self.best["record"]["score"] if self.best else None
 
-    def set_best(self, record, test):
-        """Notes the check whose weights the checkpoint holds; test: its `Predictions`."""
-        self.best = {"record": record, "correct": test.correct_segments}
+    def note_check(self, record, test, kept):
+        """Notes a check, and whether the checkpoint has its weights; test: its `Predictions`.
 
-    def note_check(self, record, test):
-        """Counts a check, and notes it if its test accuracy is the best so far; UserError if its score is NaN."""
+        UserError if its score is NaN.
+        """
         if record["score"] is not None and math.isnan(record["score"]):
             raise UserError(f"the score of epoch {record['epoch']} is NaN; give a number, or None if there is none")
         self.checks += 1
         self.custom_score = self.custom_score or record["score"] != record["val_accuracy"]
+        if kept:
+            self.best = {"record": record, "correct": test.correct_segments}
         if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
             self.best_test = {"record": record, "correct": test.correct_segments}
 

@@ -77,7 +77,7 @@ class GPU(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.generator, self.waits, self.touched = torch.Generator(), Counter(), False
-        self.thread = threading.get_ident()
+        self.thread, GPU.current = threading.get_ident(), self
         self.pinned, self.under_way, self.saved = {}, [], []
 
     def wait(self, name="end"):
@@ -142,8 +142,7 @@ def pretended_gpu(free=80e9, capability=(9, 0)):
         pytest.skip("the real GPU cannot be hidden from a test in the same process")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         pytest.skip("it replaces inner functions of PyTorch and was tried with 2.13")
-    gpu = GPU.current = GPU()
-    where = torch.serialization.location_tag
+    gpu, where = GPU(), torch.serialization.location_tag
 
     def current_gpu(index):
         if index < 0:

@@ -72,8 +72,7 @@ def test_a_stopped_run_continues_with_the_random_numbers_of_the_gpu(gpu_train, t
 
 
 @pytest.mark.parametrize("setting, features", [("fully", "memory"), ("weakly", "auto")])
-def test_no_step_waits_for_the_gpu(gpu_train, tiny_folder, tmp_path, setting, features):
-    """With ten times the steps of an epoch, the processor waits as often."""
+def test_ten_times_the_steps_wait_for_the_gpu_as_often(gpu_train, tiny_folder, tmp_path, setting, features):
     rewrite(tmp_path / "order.h5", np.arange(30), "order")
     options = ("--dir_order_train", tmp_path / "order.h5", "--features", features, "--log_steps", "--nb_epoch", 1)
     options += ("--background_videos", "off") if setting == "weakly" else ("--quirks", "stale_avps")
