@@ -93,7 +93,7 @@ def _key_advice(path, name, file):
 
 def _storage_advice(path, name, dataset):
     """On a dataset whose numbers are in other files."""
-    # HDF5 looks for virtual sources beside the file, for external ones in the current folder.
+    # HDF5 looks for virtual sources in the folder of the file, for external ones in the current folder.
     sources = [path.parent / source.file_name for source in dataset.virtual_sources()] if dataset.is_virtual else []
     sources += [Path.cwd() / source for source, *_ in dataset.external or []]
     missing = sorted({str(source) for source in sources if not source.exists()})

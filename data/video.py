@@ -5,7 +5,7 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 - A clip of N seconds, give or take half a second, is used as a whole: the frames are spread over all that were
   decoded, not over the number that the container promises. Of a longer clip the first N seconds are used.
 - If the frame rate varies, row l is second l, as in the sound: at the nominal rate, a picture holds until the next one.
-- A clock that starts again goes on one frame later. So does one that jumps by more than 10 s, in formats where it may
+- A clock that starts again continues one frame later. So does one that jumps by more than 10 s, in formats where it may
   (.ts, .mpg); in others the clip ends there.
 - A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
 - Damaged parts are skipped, as a player does.
@@ -76,9 +76,9 @@ def read_clip(path, segments=10, pad=False):
     require_packages()
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
-    beside = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
-    if sound is None and beside:
-        notes_on_sound.append(f"{path.stem}{beside[0]} beside it is not used; join them in one file to use it")
+    same_name = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
+    if sound is None and same_name:
+        notes_on_sound.append(f"{path.stem}{same_name[0]} is not used; join both in one file to use it")
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)
 
 

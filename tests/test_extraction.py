@@ -158,7 +158,7 @@ def test_only_chosen_pictures_are_kept(tmp_path, monkeypatch):
 def test_hdr_and_sound_in_a_file_of_its_own_are_noted(tmp_path):
     (tmp_path / "film.m4a").touch()
     notes = read_clip(film(tmp_path / "film.mkv", 1, 16, transfer=16), 1).notes
-    assert re.search("HDR .smpte2084.", notes[0]) and notes[-1].startswith("film.m4a beside it is not used")
+    assert re.search("HDR .smpte2084.", notes[0]) and notes[-1].startswith("film.m4a is not used")
 
 
 def test_a_short_clip_is_refused_or_padded(tmp_path):
