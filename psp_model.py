@@ -129,15 +129,19 @@ def rows_sum_to_one(matrix):
 
 
 class LSTM(nn.LSTM):
-    """Bi-LSTM that computes in the dtype of its weights. Under autocast, cuDNN would compute in float16."""
+    """Bi-LSTM that on CUDA computes in the dtype of its weights: under autocast, cuDNN would take float16."""
 
     def __init__(self, input_dim, hidden_dim):
         super().__init__(input_dim, hidden_dim, batch_first=True, bidirectional=True)
 
     def forward(self, features):
         """features [B, T, input_dim] -> [B, T, 2 hidden_dim] of both directions, and the last states."""
-        with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features.to(self.weight_ih_l0.dtype))
+        if features.device.type == "cuda":
+            with torch.autocast("cuda", enabled=False):
+                return super().forward(features.to(self.weight_ih_l0.dtype))
+        if torch.is_autocast_enabled("cpu"):
+            features = features.to(torch.get_autocast_dtype("cpu"))     # some CPUs' LSTM fails to convert it itself
+        return super().forward(features)
 
 
 class Output(NamedTuple):
@@ -163,7 +167,6 @@ class PSPNetwork(nn.Module):
     """The network of both settings: AVGA -> Bi-LSTMs -> PSP -> classifier.
 
         PSPNetwork(128, 512, (7, 7), 29, threshold=0.099, **FULLY_SUPERVISED)
-        PSPNetwork(128, 512, (7, 7), 29, threshold=0.095, **WEAKLY_SUPERVISED)
 
     audio_dim, visual_dim, map_size, num_classes: Da, Dv, (h, w) and C of the data.
     threshold: pruning threshold tau, for rows that sum to one; values not above it become 0.
@@ -213,11 +216,9 @@ class PSPNetwork(nn.Module):
         audio = self.audio_in(audio)                                        # [B, T, 128]
         visual, alpha = self.attention(audio, visual.flatten(2, 3))         # [B, T, Dv], [B, T, R]
         visual = self.visual_in(visual)                                     # [B, T, 128]
-
         audio, _ = self.lstm_audio(audio)                                   # [B, T, d]
         visual, _ = self.lstm_visual(visual)                                # [B, T, d]
         psp = self.psp(visual, audio)
-
         logits = self.classifier(psp.fusion)                                # [B, T, C]
         if self.weighting is not None:
             logits = torch.sigmoid(F.relu(self.weighting(logits))) * logits     # [B, T, 1] * [B, T, C]
