@@ -60,7 +60,7 @@ def one_line_errors():
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _end(f"{where}{error.strerror or one_line(error)}"
-             + ("; free some space and try again (training: with --resume)" if full else ""))
+             + ("; free some space and try again" if full else ""))
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

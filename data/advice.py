@@ -173,7 +173,7 @@ def other_than_annotated(path, labels, num_classes, annotations, several):
     try:
         expected, _ = segment_labels(annotations, labels.shape[1])
     except UserError as error:      # training reads the names alone
-        return [f"{error}; the labels are not compared with the annotations"], False
+        return [f"annotations, {error}; the labels are not compared with the annotations"], False
     if expected.shape != (*labels.shape, num_classes):
         return [f"{path}: has shape {(*labels.shape, num_classes)}; the annotations make {expected.shape}"], False
     wrong = (expected.argmax(axis=2) != labels).any(axis=1) & ~several

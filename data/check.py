@@ -4,8 +4,7 @@
 
 Prints the files, the videos of each category and split, what is worth knowing, and what is wrong and how to fix it. The
 exit code is 2 if the folder cannot be trained on (--setting fully: fully supervised only) or, if it has only features,
-labelled; 1 if training takes it, but what it holds looks wrong; else 0. --dir_video, ... mean what they mean in the
-training script; with --setting both, in the weak one.
+labelled; 1 if training takes it, but what it holds looks wrong; else 0. --dir_* are those of the (weak) training.
 """
 import argparse
 import re
@@ -51,6 +50,12 @@ class Audit:
         if lines:
             self.notes.append(lines)
 
+    def without_background(self, *lines):
+        """Weak training takes the folder without the background videos; lines: why."""
+        self.note("weak training needs --background_videos off, since files of background videos cannot be used:",
+                  *(re.sub(POINTER, "", line) for line in lines))
+        self.weak_option = " with --background_videos off"
+
     def attempt(self, function, *arguments, advice=()):
         """The function's value; None if it raises UserError, which is a problem."""
         try:
@@ -86,8 +91,8 @@ def scan(audit, path, name):
         row = (path.name, " x ".join(map(str, dataset.shape)), dataset.dtype, f"{path.stat().st_size / 1e6:.1f}",
                f"{low:.4g} .. {high:.4g}", f"{zeros / dataset.size:.1%}", odd)
     if odd and name not in FEATURES:      # of features, training reads the videos of the splits alone
-        audit.problem(f"{path}: {odd} values are NaN or infinite; extract or download it again")
-    elif name in FEATURES and low < 0:
+        raise UserError(f"{path}: {odd} values are NaN or infinite; extract or download it again")
+    if name in FEATURES and low < 0:
         audit.note(f"{path}: has negative values; the published features have none")
     return row, zero_rows, odd_rows
 
@@ -116,34 +121,35 @@ def scan_files(audit, data_dir, names, given, annotations):
         table.append(row)
     print_table(table)
     if unread:
-        audit.note("weak training needs --background_videos off, since files of background videos cannot be used:",
-                   *(re.sub(POINTER, "", line) for line in unread))
-        audit.weak_option = " with --background_videos off"
+        audit.without_background(*unread)
         files = {name: path for name, path in files.items() if not name.endswith("_bg")}
     return files, zero_rows, odd_rows
 
 
 def check_weak_labels(audit, files, labels, sizes):
     """Do the labels for weak training agree with the segment labels [videos, T]?"""
-    if not set(required_files([], True, background_videos=not audit.weak_option)) <= files.keys():
-        return
-    if audit.attempt(check_weak_shapes, files, sizes, advice=shape_advice(files)) is None:
+    alone = {name: path for name, path in files.items() if not name.endswith("_bg")}
+    if (not set(required_files([], True, background_videos=not audit.weak_option)) <= files.keys()
+            or audit.attempt(check_weak_shapes, alone, sizes, advice=shape_advice(alone)) is None):
         return
     wrong = {}      # name: (whether each video is wrong, what is, advice)
     share = audit.attempt(read_label_share, files)
     if share is not None:
-        difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1))
+        difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1)) > SHARE_TOLERANCE
         command = write_command(files["label_share"], "label_share", "a.mean(axis=1)",
                                 read_hdf5(files["labels"], AVE_FILES["labels"].key))
-        wrong["label_share"] = ((difference > SHARE_TOLERANCE).any(axis=1),
-                                f"share of labels than in {files['labels']}", command)
+        wrong["label_share"] = difference.any(axis=1), f"share of labels than in {files['labels']}", command
     category = audit.attempt(read_one_hot, files, "video_labels")
     if category is not None:
         other = (labels != sizes.background).any(axis=1) & (labels != category.numpy()[:, None]).all(axis=1)
         wrong["video_labels"] = other, f"category than in {files['labels']}", BUILD
-    background = None if audit.weak_option else audit.attempt(read_one_hot, files, "labels_bg")
-    if background is not None:
-        wrong["labels_bg"] = background.numpy() != sizes.background, "label than background", BUILD
+    if not audit.weak_option:
+        try:
+            check_weak_shapes(files, sizes)
+            other = read_one_hot(files, "labels_bg").numpy() != sizes.background
+            wrong["labels_bg"] = other, "label than background", BUILD
+        except UserError as error:
+            audit.without_background(str(error), *shape_advice(files))
     for name, (videos, what, advice) in wrong.items():
         if videos.any():
             audit.doubt(f"{files[name]}: {videos.sum()} videos have another {what} (first in row {videos.argmax()})",

@@ -163,7 +163,7 @@ def settings_to_make(args, kept):
 def find_kept(args, paths):
     """({video file: (its kept file, its checksum)}, {path: VideoError} of those that cannot be read or named)."""
     kept, failed = {}, {}
-    for path in paths:
+    for path in progress_bar(iterable=paths, desc="comparing with what is kept", unit="file", leave=False, delay=1):
         try:
             if not path.name.isprintable() and not args.annotations:
                 raise VideoError("has a name that a list of names cannot hold; rename it")
@@ -179,6 +179,8 @@ def extract(args, paths, device):
     """Makes the kept file of each video file; returns ({path: kept file}, {path: VideoError} of the unusable)."""
     kept, failed = find_kept(args, paths)
     settings = settings_to_make(args, kept)
+    if not settings:
+        return {path: file for path, (file, _) in kept.items()}, failed
     networks = random_networks() if args.random_weights else load_networks(args.vgg19_weights, args.vggish_weights)
     vgg19, vggish = [network.to(device).eval() for network in networks]
     torch.backends.cudnn.deterministic = True      # a continued run must end in the same bits

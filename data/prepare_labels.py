@@ -27,7 +27,7 @@ def segment_labels(annotations, segments=10):
     label = np.full((len(annotations), segments), len(names) - 1)
     for row, annotation in enumerate(annotations):
         if annotation.end > segments:
-            raise UserError(f"annotations: line {annotation.line} ({annotation.video_id}): the event ends at second "
+            raise UserError(f"line {annotation.line} ({annotation.video_id}): the event ends at second "
                             f"{annotation.end}, but a video has {segments}; give --segments")
         label[row, annotation.start:annotation.end] = class_index(names, annotation.category)
     category = [class_index(names, annotation.category) for annotation in annotations]
@@ -73,7 +73,10 @@ def main():
     args = parser.parse_args()
 
     annotations = read_annotations(args.annotations)
-    files = label_files(annotations, args.segments, args.background_videos)
+    try:
+        files = label_files(annotations, args.segments, args.background_videos)
+    except UserError as error:
+        raise UserError(f"{args.annotations}: {error}") from error
     args.output_dir.mkdir(parents=True, exist_ok=True)
     refuse_to_overwrite([args.output_dir / name for name in files], args.overwrite)
     for name, array in files.items():

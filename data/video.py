@@ -142,9 +142,7 @@ def pictures_at_constant_rate(times, rate, segments=10):
 
 
 def _frame_times(path, segments):
-    """(times of the frames from 0 up to the one that is too late, duration of the last, nominal rate, whether the clock
-    jumps there, notes).
-    """
+    """(times from 0 to the first frame that is too late, duration of the last, rate, whether it is cut, notes)."""
     times, damaged, closed, cut = [], [], 0, False
     with _open(path, "video") as (container, stream):
         if stream is None:

@@ -6,6 +6,7 @@ weights, and the header and scores of the run that made it, see model/run.py.
 import inspect
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ def load_checkpoint(path, setting=None):
 
     setting: 'fully' or 'weakly', if it must be that. Raises UserError, as `read_content` and for other content.
     """
+    path = Path(path)
     content = read_content(path)
     entries = content.keys() if isinstance(content, dict) else set()
     weights = find_weights(content)

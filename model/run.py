@@ -76,10 +76,12 @@ class Run:
             self._log({"run": self.header})
             self._save_state(epochs=0)
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, _):
         self.bar.close()
         self.lock.close()
-        if kind is KeyboardInterrupt and self.writes:
+        outside = isinstance(error, (KeyboardInterrupt, OSError)) or isinstance(
+            getattr(error, "__cause__", None), OSError)      # a full disk, or a share that is gone
+        if outside and self.writes:
             print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
     def _continue(self):

@@ -117,11 +117,20 @@ def test_what_is_worth_knowing_is_noted(audit, data_folder, case):
     assert code == 0 and re.search(expected, notes), notes + wrong
 
 
+def test_background_features_that_do_not_fit_are_left_out(audit, data_folder):
+    change("audio_feature_noisy.h5", lambda a: a[..., 1:])(data_folder)
+    code, notes, _, out = audit(data_folder)
+    assert code == 0 and "(fully and weakly supervised with --background_videos off)" in out
+    assert re.search("needs --background_videos off.*\n.*audio_feature_noisy.h5: has shape .* must have", notes)
+
+
 def test_weak_files_are_not_asked_for_if_only_the_full_setting_is_wanted(audit, data_folder):
     (data_folder / "visual_feature_noisy.h5").unlink()
     code, notes, _, out = audit(data_folder)
     assert code == 0 and "(fully and weakly supervised with --background_videos off)" in out
     assert re.search("needs --background_videos off.*\n.*visual_feature_noisy.h5: missing", notes)
+    change("labels_noisy.h5", lambda a: a * np.nan)(data_folder)
+    assert audit(data_folder)[0] == 0
     DOUBTFUL["share"][0](data_folder)
     assert audit(data_folder)[0] == 1      # the other files of weak training are checked all the same
     code, _, _, out = audit(data_folder, "--setting", "fully")

@@ -429,6 +429,13 @@ def test_features_of_a_video_that_has_changed_are_made_again(run, clips, tmp_pat
     assert run(video, "--overwrite")[0] == 0 and features(tmp_path / "out")[1].sum() < loudness
 
 
+def test_networks_are_not_loaded_for_features_that_are_kept(run, clips, tmp_path, monkeypatch):
+    assert run(clips / "c.mov")[0] == 0
+    before = files(tmp_path / "out")
+    monkeypatch.setattr(networks, "VGG19", None)
+    assert run(clips / "c.mov", "--overwrite")[0] == 0 and files(tmp_path / "out") == before
+
+
 def test_kept_features_that_are_damaged_are_named(run, clips, tmp_path):
     damaged = tmp_path / "out" / "by_video" / "a2.mov.npz"
     damaged.parent.mkdir(parents=True)

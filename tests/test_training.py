@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
@@ -189,10 +190,24 @@ def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace_while_there_is_room)
-        error = train(setting, *options, code=2).stderr.splitlines()[-1]
-    assert f"PSP_{setting}_state.pt: No space left on device; free some space" in error and "--resume" in error
+        *_, stopped, error = train(setting, *options, code=2).stderr.splitlines()
+    assert "with --resume to continue with epoch 2" in stopped
+    assert f"PSP_{setting}_state.pt: No space left on device; free some space" in error
     assert "with epoch 2" in train(setting, *options, "--resume").stdout
     assert_same_run(tmp_path / "whole", tmp_path, setting)
+
+
+def test_a_run_that_a_lost_share_ended_says_how_to_continue(train, monkeypatch):
+    read, left = dataset.read_rows, iter(range(150))
+
+    def read_while_the_share_is_there(path, file, rows):
+        with dataset.hdf5_errors(path):
+            if next(left, None) is None:
+                raise OSError("Can't synchronously read data (file read failed: errno = 116)")
+        return read(path, file, rows)
+    monkeypatch.setattr(dataset, "read_rows", read_while_the_share_is_there)
+    *_, stopped, error = train("fully", "--nb_epoch", 50, "--features", "disk", code=2).stderr.splitlines()
+    assert "repeat the command with --resume to continue with epoch" in stopped and "Stale file handle" in error
 
 
 @pytest.fixture
