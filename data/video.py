@@ -8,12 +8,11 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 - A clock that starts again continues one frame later. So does one that jumps by more than 10 s, in formats where it may
   (.ts, .mpg); in others the clip ends there.
 - A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
-- Damaged parts are skipped, as a player does.
-- Frames and sound both count from their own beginning. A note tells if one begins later than the file.
+- Damaged parts are skipped. Frames and sound count from their own beginning; a note tells if one is late.
 """
-import os
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -74,9 +73,10 @@ def read_clip(path, segments=10, pad=False):
     require_packages.
     """
     require_packages()
+    path = Path(path)
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
-    same_name = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
+    same_name = [suffix for suffix in SOUND_SUFFIXES if path.with_suffix(suffix).is_file()]
     if sound is None and same_name:
         notes_on_sound.append(f"{path.stem}{same_name[0]} is not used; join both in one file to use it")
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)

@@ -38,6 +38,7 @@ def read_content(path, remedy=DOWNLOAD):
     remedy: what to do about a broken file. Runs nothing that the file names. Raises UserError for a file that is
     missing, broken or refused.
     """
+    path = Path(path)
     data = read_bytes(path, remedy)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -30,7 +30,7 @@ def content():
 def test_a_checkpoint_gives_its_network_again(content, tmp_path):
     path = tmp_path / "Mine_fully.pt"
     save_tensors(path, content)
-    checkpoint = load_checkpoint(path, "fully")
+    checkpoint = load_checkpoint(str(path), "fully")
     assert checkpoint["epoch"] == 7
     network = rebuild(checkpoint, path, Network, SIZES)
     assert network.threshold == 0.1
@@ -71,7 +71,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(content, tmp_path):
 def test_the_state_of_a_run_is_not_its_checkpoint(content, tmp_path):
     save_tensors(tmp_path / "PSP_fully_state.pt", {"weights": content["weights"], "optimizer": {}, "epoch": 3})
     with pytest.raises(UserError, match="is the state of a run.* its checkpoint is PSP_fully.pt"):
-        load_checkpoint(tmp_path / "PSP_fully_state.pt")
+        load_checkpoint(str(tmp_path / "PSP_fully_state.pt"))
 
 
 @pytest.mark.parametrize("damage", [
