@@ -197,12 +197,6 @@ def fingerprint(features, labels):
     return f"{checksum:08x}"
 
 
-def count_videos(files, splits):
-    """Number of videos of these splits, and of the background videos if `files` names them."""
-    videos = sum(read_shape(files, f"order_{split}" if split in SPLITS else "visual")[0] for split in splits)
-    return videos + (read_shape(files, "visual_bg")[0] if "visual_bg" in files else 0)
-
-
 # -------------------------------------------------------------------------------------------------- batches
 
 def in_batches(order, batch_size):
@@ -324,22 +318,6 @@ def required_files(splits, weak_training=False, background_videos=True):
         if background_videos:
             names += [f"{name}_bg" for name in FEATURES if f"{name}_bg" in AVE_FILES] + ["labels_bg"]
     return names
-
-
-def has_labels(data_dir, given=None):
-    """Whether a label or order file exists, or is given; else the folder holds features without labels."""
-    names = ["labels", *(f"order_{split}" for split in SPLITS)]
-    return any((given or {}).get(name) is not None for name in names) or any(
-        (Path(data_dir) / file_name).exists() for name in names for file_name in AVE_FILES[name].names)
-
-
-def scored_splits(data_dir, given=None):
-    """What evaluation scores: val and test; without order files test alone or all rows; [None] without labels."""
-    if not has_labels(data_dir, given):
-        return [None]
-    val, test = ((given or {}).get(name) is not None or (Path(data_dir) / AVE_FILES[name].names[0]).exists()
-                 for name in ("order_val", "order_test"))
-    return ["val", "test"] if val else ["test"] if test else ["all"]
 
 
 def find_file(data_dir, name, given=None):

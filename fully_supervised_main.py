@@ -10,8 +10,9 @@ import torch
 
 from dataset import FEATURES, TrainingBatches, network_inputs, shuffled
 from model.checkpoint import save_checkpoint
+from model.data import read_data
 from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs
-from model.options import chosen_args, data_sizes, parse_options, psp_options, read_data, run_header
+from model.options import chosen_args, data_sizes, parse_options, psp_options, run_header
 from model.run import Run
 from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
 from utils import bounded, one_line_errors, set_seed, set_up_device, wrap_for_training

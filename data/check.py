@@ -21,9 +21,10 @@ from data.advice import (background_first, channels_first, file_advice, other_th
 from data.hdf5 import row_blocks  # noqa: E402
 from data.prepare_labels import doubtful_categories  # noqa: E402
 from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, check_weak_shapes, feature_attribute,  # noqa: E402
-                     find_file, has_labels, open_file, read_label_share, read_one_hot, read_order, read_rows,
-                     read_sizes, required_files)
+                     find_file, open_file, read_label_share, read_one_hot, read_order, read_rows, read_sizes,
+                     required_files)
 from model.class_names import class_names, names_and_ids, read_annotations  # noqa: E402
+from model.data import has_labels  # noqa: E402
 from model.options import FILE_OPTIONS, add_data_options  # noqa: E402
 from utils import OptionParser, UserError, one_line_errors, progress_bar  # noqa: E402
 

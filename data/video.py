@@ -7,9 +7,10 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 - If the frame rate varies, row l is second l, as in the sound: at the nominal rate, a picture holds until the next one.
 - A clock that starts again continues one frame later. So does one that jumps by more than 10 s, in formats where it may
   (.ts, .mpg); in others the clip ends there.
-- A clip or a sound that is shorter raises VideoError. With `pad` the last frame or silence fills it.
+- A clip or a sound that is shorter raises VideoError; with `pad` the last frame or silence fills it.
 - Damaged parts are skipped. Frames and sound count from their own beginning; a note tells if one is late.
 """
+import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,6 @@ except ImportError as error:
     MISSING = one_line(error)
 
 PACKAGES = "av==18.1.0 opencv-python-headless==4.14.0.94 resampy==0.4.3 numba==0.68.1"
-
 FRAMES_OF_A_SEGMENT = 16
 SIZE = 224                # height and width of a frame as the network sees it
 TOLERANCE = 0.5           # seconds that a clip may lack or have too many
@@ -76,7 +76,7 @@ def read_clip(path, segments=10, pad=False):
     path = Path(path)
     frames, notes_on_frames = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
-    same_name = [suffix for suffix in SOUND_SUFFIXES if path.with_suffix(suffix).is_file()]
+    same_name = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
     if sound is None and same_name:
         notes_on_sound.append(f"{path.stem}{same_name[0]} is not used; join both in one file to use it")
     return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)

@@ -13,10 +13,11 @@ from run_results import read_log
 from video_figure import Recording, draw_video, read_recording_file, read_recording_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import (SPLITS, AVEDataset, find_files, has_labels, network_inputs, open_h5, read_one_hot,  # noqa: E402
-                     read_order, read_rows, required_files)
+from dataset import (AVE_FILES, SPLITS, AVEDataset, find_files, network_inputs, open_h5,  # noqa: E402
+                     read_one_hot, read_order, read_rows, required_files)
 from model.avel import AVELNetwork  # noqa: E402
 from model.checkpoint import load_checkpoint, rebuild  # noqa: E402
+from model.data import has_labels  # noqa: E402
 from model.evaluate import match_labels, predict  # noqa: E402
 from psp_model import PSPNetwork  # noqa: E402
 from utils import OptionParser, UserError, bounded, one_line_errors, wrap_for_training  # noqa: E402
@@ -45,8 +46,8 @@ def draw_chosen_video(args, files, dataset, network, names, ids):
     video, title, true_cells, recording = dataset[[row]], f"video row {row}", None, Recording([])
     true = video["labels"][0] if "labels" in video else None
     if true is not None:
-        title += "".join(f" ({split})" for split in SPLITS
-                         if row in read_order(files, f"order_{split}", sizes.num_rows).tolist())
+        title += "".join(f" ({split})" for split in SPLITS if f"order_{split}" in files
+                         and row in read_order(files, f"order_{split}", sizes.num_rows).tolist())
     title += f", {ids[row]}" if ids else ""
     cells_path = args.data_dir / "true_cells.h5"      # of synthetic videos
     if cells_path.is_file():
@@ -99,7 +100,10 @@ def main():
         parser.error(f"{args.figure} takes one checkpoint; only curves are drawn from several files")
     path, = args.files
     checkpoint = load_checkpoint(path)
-    splits = [args.split] if args.figure != "video" else SPLITS if has_labels(args.data_dir) else [None]
+    splits = [args.split]
+    if args.figure == "video":
+        known = [split for split in SPLITS if (args.data_dir / AVE_FILES[f"order_{split}"].names[0]).is_file()]
+        splits = (known or ["all"]) if has_labels(args.data_dir) else [None]
     files = find_files(args.data_dir, required_files(splits))
     dataset = AVEDataset(files, None if args.figure == "video" else args.split, features="disk")
     if args.figure == "video" and "labels" in files:

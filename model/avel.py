@@ -18,8 +18,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import FEATURES, TrainingBatches, in_batches, network_inputs  # noqa: E402
 from model.checkpoint import save_checkpoint  # noqa: E402
+from model.data import read_data  # noqa: E402
 from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs  # noqa: E402
-from model.options import data_sizes, main_options, parse_options, read_data, run_header  # noqa: E402
+from model.options import data_sizes, main_options, parse_options, run_header  # noqa: E402
 from model.run import Run  # noqa: E402
 from psp_model import LSTM, AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
 from utils import one_line_errors, set_seed, set_up_device, wrap_for_training  # noqa: E402

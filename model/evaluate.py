@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import FEATURES, load_batches, network_inputs, scored_splits
+from dataset import FEATURES, load_batches, network_inputs
 from model.checkpoint import load_checkpoint, rebuild
 from model.class_names import class_names, match_classes, names_and_ids
+from model.data import given_files, read_data, scored_splits
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
-from model.options import given_files, read_data
 from model.run import code_checksum
 from psp_model import PUBLISHED
 from utils import (UserError, back_up, locked, progress_bar, rank_and_world_size, set_up_device,

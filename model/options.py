@@ -1,20 +1,14 @@
-"""The options that the training scripts share, what a run records of them, and the data that they name."""
+"""The options that the training scripts share, and what a run records of them."""
 import argparse
-import math
-import re
-import sys
 from pathlib import Path
 
 import torch
 
-from dataset import (AVE_FILES, FEATURES, SPLITS, AVEDataset, count_videos, find_files, open_file, read_shape,
-                     required_files)
+from dataset import AVE_FILES, SPLITS
 from model.class_names import class_names, names_and_ids
 from model.run import versions
-from psp_model import ATTENTIONS, MODALITIES, PAPER_THRESHOLD, PUBLISHED
-from utils import OptionParser, UserError, bounded
-
-PAPER_SEGMENTS = 10      # for which the paper's threshold was chosen
+from psp_model import ATTENTIONS, MODALITIES, PUBLISHED
+from utils import OptionParser, bounded
 
 _FILES = {"dir_video": "visual", "dir_audio": "audio", **{f"dir_order_{split}": f"order_{split}" for split in SPLITS}}
 FILE_OPTIONS = {      # of each setting, named as in the released scripts: the file's name in dataset.AVE_FILES
@@ -180,99 +174,3 @@ def run_header(args, network_args, data, device, script):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(script),
     }
-
-
-# -------------------------------------------------------------------------------------------------- data
-
-def given_files(args):
-    """{name in `dataset.AVE_FILES`: path or None} of the options that name a file."""
-    return {name: getattr(args, option, None) for option, name in FILE_OPTIONS[args.setting].items()}
-
-
-def read_data(args, splits, device):
-    """{split: AVEDataset}, from the files that the options name; weak training adds its labels and videos."""
-    weak = args.setting == "weakly" and "train" in splits
-    background_videos = weak and getattr(args, "background_videos", "on") == "on"
-    files = find_files(args.data_dir, required_files(splits, weak, background_videos), given_files(args))
-    dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
-    per_video = sum(math.prod(read_shape(files, name)[1:]) for name in FEATURES)      # values
-    features, place = choose_place(args.features, count_videos(files, splits) * per_video * dtype.itemsize,
-                                   args.batch_size * per_video * 4, device)
-    data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place,
-                              pinned=device.type == "cuda" and place.type == "cpu") for split in splits}
-    for split, dataset in data.items():
-        if dataset.without_features:
-            print(f"note: {dataset.without_features} of {len(dataset)} videos of {split or args.data_dir} have no "
-                  "features, only zeros, since their video files were missing")
-    with open_file(files, "visual") as visual:
-        in_chunk = visual.chunks[0] if visual.chunks else 1
-    if features == "disk" and in_chunk > 4:
-        path, new_path = files["visual"], files["visual"].with_suffix(".contiguous.h5")
-        print(f"note: {path}: its chunks hold {in_chunk} videos, so to read a video takes about {in_chunk} times as "
-              "long as from a contiguous file; write one: "
-              f"python -c \"import h5py; a = h5py.File('{path}')['avadataset']; "
-              f"b = h5py.File('{new_path}', 'x').create_dataset('avadataset', a.shape, a.dtype); "
-              f"[b.__setitem__(slice(i, i + {in_chunk}), a[i:i + {in_chunk}]) for i in range(0, len(a), {in_chunk})]\"")
-    rows = [row for dataset in data.values() for row in dataset.tensors["video"].tolist()]
-    shared = len(rows) - len(set(rows))
-    if shared:
-        print(f"note: {shared} videos are in more than one split ({', '.join(data)}); check the order files")
-    if any(dataset.random_weights for dataset in data.values()):
-        print(f"WARNING: the features in {args.data_dir} were made with --random_weights; results on them are "
-              "meaningless", file=sys.stderr)
-    num_segments = next(iter(data.values())).sizes.num_segments
-    if num_segments != PAPER_SEGMENTS and args.model_name == "PSP":
-        scaled = PAPER_THRESHOLD[args.setting] * PAPER_SEGMENTS / num_segments
-        print(f"note: these videos have {num_segments} segments; the paper's threshold, for {PAPER_SEGMENTS} "
-              f"segments, corresponds to --threshold {scaled:.3g}")
-    return data
-
-
-def choose_place(features, needed, batch, device):
-    """('memory', device) or ('disk', cpu) for the features; 'auto' takes the first place that has room.
-
-    needed: bytes of all features; batch: bytes of the features of a batch in float32.
-    """
-    place, total, available = torch.device("cpu"), *main_memory()
-    if features == "memory" and needed > total:
-        raise UserError(f"--features memory: the features need {needed / 1e9:.1f} GB, and this process may use "
-                        f"{total / 1e9:.1f} GB; use --features disk")
-    # A step takes 4.1 times the features of its batch (a pretended GPU, 8 to 32 videos). The 1 GB is for CUDA itself.
-    if features == "auto" and device.type == "cuda" and needed + 5 * batch + 1e9 < torch.cuda.mem_get_info(device)[0]:
-        features, place = "memory", device
-    elif features == "auto":
-        features = "memory" if needed + 2e9 < available else "disk"
-    where = "read from disk batch by batch" if features == "disk" else f"held in memory ({place})"
-    print(f"features: {needed / 1e9:.1f} GB, {where}")
-    return features, place
-
-
-CONTROL_GROUPS = {      # where the system says what a container, SLURM or systemd allows, of version 2 and 1
-    2: ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    1: ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
-
-
-def main_memory(root=Path("/")):
-    """(bytes of main memory, bytes that are available) to this process; infinite if the system does not say.
-
-    The smallest limit of its control groups counts. Their usage counts files that can be dropped, `inactive_file`.
-    """
-    try:
-        found = dict(re.findall(r"(\w+): *(\d+) kB", (root / "proc/meminfo").read_text()))
-        total, available = 1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"])
-    except (OSError, KeyError):      # not Linux
-        return math.inf, math.inf
-    path = root / "proc/self/cgroup"
-    groups = [line.split(":", 2) for line in path.read_text().splitlines()] if path.exists() else []
-    for number, controllers, place in groups:
-        if number == "0" or "memory" in controllers.split(","):
-            base, limit, usage, inactive = CONTROL_GROUPS[2 if number == "0" else 1]
-            for folder in (root / base / place.lstrip("/"), *(root / base / place.lstrip("/")).parents):
-                try:
-                    limited, used = (int((folder / name).read_text()) for name in (limit, usage))
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                except (OSError, ValueError):      # not visible from here, or 'max'
-                    continue
-                total = min(total, limited)
-                available = min(available, limited - used + int(stat.get(inactive, 0)))
-    return total, available

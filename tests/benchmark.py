@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from dataset import FEATURES, TrainingBatches, network_inputs  # noqa: E402
+from model.data import read_data  # noqa: E402
 from model.evaluate import predict  # noqa: E402
-from model.options import data_sizes, read_data  # noqa: E402
+from model.options import data_sizes  # noqa: E402
 from psp_model import (PUBLISHED, PSPNetwork, avps_target, fully_supervised_loss,  # noqa: E402
                        weakly_supervised_loss)
 from utils import OptionParser, bounded, one_line_errors, set_up_device, wrap_for_training  # noqa: E402

@@ -12,8 +12,8 @@ import torch
 
 import utils
 from conftest import MAIN, ROOT, assert_same_run, read, read_log, rewrite
+from model import data
 from model.avel import AVELNetwork
-from model import options
 from model.checkpoint import load_checkpoint
 from pretended_gpu import pretended_gpu
 from psp_model import FULLY_SUPERVISED, PSPNetwork
@@ -30,7 +30,7 @@ def test_memory_and_disk_train_to_the_same_bits(train, tmp_path, setting):
 
 @pytest.mark.parametrize("available, expected", [(100e9, "held in memory (cpu)"), (1e9, "read from disk")])
 def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch, available, expected):
-    monkeypatch.setattr(options, "main_memory", lambda: (200e9, available))
+    monkeypatch.setattr(data, "main_memory", lambda: (200e9, available))
     assert expected in train("fully", "--nb_epoch", 1, "--device", "cpu").stdout
 
 
@@ -39,7 +39,7 @@ def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch
 def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, precision, expected, capsys):
     video = 10 * 7 * 7 * 512
     with pretended_gpu(free):
-        options.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
+        data.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
                      torch.device("cuda:0"))
     assert expected in capsys.readouterr().out
 
@@ -58,7 +58,7 @@ def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_fi
 
 
 def test_features_that_no_memory_can_hold_are_refused_before_they_are_read(train, monkeypatch):
-    monkeypatch.setattr(options, "main_memory", lambda: (1000, 1000))
+    monkeypatch.setattr(data, "main_memory", lambda: (1000, 1000))
     error = train("fully", "--features", "memory", code=2).stderr
     assert "--features memory: the features need" in error and error.count("\n") == 1
 
@@ -68,18 +68,18 @@ def test_the_smallest_limit_of_a_control_group_counts_and_droppable_files_do_not
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     write("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
-    assert options.main_memory(tmp_path) == (1024000, 921600)
+    assert data.main_memory(tmp_path) == (1024000, 921600)
     write("proc/self/cgroup", "0::/job/step\n")
     for folder, limit in (("job", 600000), ("job/step", "max"), ("", 800000)):
         write(f"sys/fs/cgroup/{folder}/memory.max", f"{limit}\n")
         write(f"sys/fs/cgroup/{folder}/memory.current", "500000\n")
         write(f"sys/fs/cgroup/{folder}/memory.stat", "anon 1\ninactive_file 300000\n")
-    assert options.main_memory(tmp_path) == (600000, 400000)
+    assert data.main_memory(tmp_path) == (600000, 400000)
     write("proc/self/cgroup", "5:cpu,memory:/slurm\n1:name=systemd:/\n")
     write("sys/fs/cgroup/memory/slurm/memory.limit_in_bytes", "700000\n")
     write("sys/fs/cgroup/memory/slurm/memory.usage_in_bytes", "650000\n")
     write("sys/fs/cgroup/memory/slurm/memory.stat", "inactive_file 9\ntotal_inactive_file 50000\n")
-    assert options.main_memory(tmp_path) == (700000, 100000)
+    assert data.main_memory(tmp_path) == (700000, 100000)
 
 
 def failing_network(monkeypatch, error):
