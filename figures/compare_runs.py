@@ -2,33 +2,36 @@
 
     python figures/compare_runs.py FOLDER FOLDER --names baseline changed
 
-FOLDER is the --output_dir of such a training. Differences and gains are those of paper_tables.py. Different training
-losses are not drawn.
+FOLDER is the --output_dir of such a training or, if it has several, the file there, such as FOLDER/PSP_fully_runs.json.
+Differences, p and gains are those of paper_tables.py, p adjusted for the differences that are printed. Different
+training losses are not drawn.
 """
 import sys
 from pathlib import Path
 
 import numpy as np
 from drawing import PANELS, STYLES, draw_logs, picture_path
-from run_results import accuracies, difference, estimate, format_estimate, gain, read_result
+from run_results import accuracies, adjust, difference, estimate, format_estimate, gain, read_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from model import avel  # noqa: E402
+from model.evaluate import note_few_seeds  # noqa: E402
 from model.options import group_options  # noqa: E402
 from model.released_training import MAINS  # noqa: E402
 from utils import OptionParser, one_line_errors  # noqa: E402
 
 
 def print_comparison(names, results):
-    """Accuracies at the best validation epoch, difference to the first folder, and gain late in training."""
+    """Accuracies at the best validation epoch, difference to the first training, and gain late in training."""
     print("| | validation | test | difference | gain |")
     print("|---" * 5 + "|")
-    for name, result in zip(names, results):
+    differences = [None, *adjust([difference(result, results[0]) for result in results[1:]])]
+    for name, result, found in zip(names, results, differences):
         values = (100 * np.array([run[split] for run in result["runs"]]) for split in ("val", "test"))
         val, test = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values)
         interval = "({low:.1f} to {high:.1f})".format(**estimate(accuracies(result)))
-        compared = format_estimate(None if result is results[0] else difference(result, results[0]))
-        print(f"| {name} | {val} | {test} {interval} | {compared} | {format_estimate(gain(result))} |")
+        print(f"| {name} | {val} | {test} {interval} | {format_estimate(found)} | {format_estimate(gain(result))} |")
+    note_few_seeds(min(len(result["runs"]) for result in results))
 
 
 def loss_options(result):
@@ -47,7 +50,7 @@ def main():
     parser.add_argument("--output", type=picture_path, default=Path("compare.png"), metavar="FILE",
                         help=".png, .pdf or .svg (default: %(default)s here)")
     args = parser.parse_args()
-    names = args.names or [folder.name for folder in args.folders]
+    names = args.names or [folder.name.removesuffix("_runs.json") for folder in args.folders]
     if len(names) != len(args.folders) or len(names) > len(STYLES):
         parser.error(f"give at most {len(STYLES)} folders, and a name for each or none")
     results, logs = zip(*map(read_result, args.folders))

@@ -1,7 +1,7 @@
 """Trains the rows of the paper's tables with several seeds each, and compares every row with PSP (needs matplotlib).
 
     python figures/paper_tables.py --data_dir data --jobs 2                        # all tables, two rows side by side
-    python figures/paper_tables.py main quirks --data_dir data/synthetic --runs 3 --nb_epoch 20 --batch_size 32
+    python figures/paper_tables.py main quirks --data_dir data/synthetic --nb_epoch 20 --batch_size 32
     python figures/paper_tables.py --report_only --output_dir figures/rehearsal    # compute the tables once more
 
 Each row is one command with --runs, on one thread, in its own folder under OUTPUT_DIR/rows. Repeat the command after a
@@ -11,6 +11,7 @@ Written to OUTPUT_DIR: results.json.gz and, computed from it, tables.json, table
 import gzip
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from drawing import draw_sweep  # noqa: E402
 from run_results import markdown, read_result, tables_content  # noqa: E402
+from model.evaluate import note_few_seeds  # noqa: E402
 from utils import OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
 
 PASSED_ON = ("nb_epoch", "check_epoch", "batch_size", "device", "precision")      # options of the rows' scripts
@@ -133,6 +135,11 @@ def run_rows(commands, jobs):
     return errors
 
 
+def without_folders(text):
+    """The text in which an absolute path is its last name: results say nothing of the machine's folders."""
+    return re.sub(r"(?<![\w.])/\S*/", "", text)
+
+
 def start_row(folder, command):
     """The process of a row's command; it continues what an earlier one left."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +159,7 @@ def report_tables(folder):
     write_atomically(folder / "tables.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / "tables.md", markdown(content))
     print(markdown(content))
+    note_few_seeds(min(entry.get("n", 5) for table in content["tables"].values() for entry in table["rows"]))
     for name in SWEPT.keys() & content["tables"].keys():
         draw_sweep(folder / f"{name}.png", *SWEPT[name], content["tables"][name]["rows"], content["data"])
 
@@ -185,9 +193,11 @@ def main():
     errors = run_rows(commands, args.jobs)
     stored = {}
     for folder, command in commands.items():
-        found = {"error": errors[folder]} if folder in errors else {"result": read_result(folder)[0]}
-        stored[folder.name] = {"command": shlex.join(["OMP_NUM_THREADS=1", "python", *command]), **found}
-    content = {"data": args.note or str(args.data_dir), "tables": names, "rows": stored}
+        found = ({"error": without_folders(errors[folder])} if folder in errors
+                 else {"result": {**read_result(folder)[0], "folder": folder.name}})
+        shown = without_folders(shlex.join(["OMP_NUM_THREADS=1", "python", *command]))
+        stored[folder.name] = {"command": shown, **found}
+    content = {"data": args.note or without_folders(str(args.data_dir)), "tables": names, "rows": stored}
     write_atomically(args.output_dir / "results.json.gz", gzip.compress(json.dumps(content).encode(), mtime=0))
     report_tables(args.output_dir)
     if errors:

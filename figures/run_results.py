@@ -4,7 +4,6 @@ An estimate is a dict: mean, and its 95 % interval low..high.
 """
 import json
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from model.class_names import read_lines  # noqa: E402
+from model.metrics import bootstrap_interval, bootstrap_means  # noqa: E402
 from utils import UserError, one_line  # noqa: E402
 
 
@@ -21,7 +21,6 @@ class Log(NamedTuple):
     val: dict       # accuracy in %
     test: dict
     kept: int       # epoch of the checkpoint; None until the training has ended
-    revision: str   # of the code, as git describes it
     training: dict  # {name: value} of what all seeds of a training share
 
 
@@ -41,23 +40,23 @@ def read_log(path):
     header = records[0].get("run", {})
     training = {name: header.get(name) for name in ("setting", "model_name", "network_args")}
     training |= {**header.get("options", header.get("settings", {})), "seed": None}      # settings: in earlier logs
-    return Log(loss, val, test, best and best["epoch"], header.get("versions", {}).get("git") or "unknown", training)
+    return Log(loss, val, test, best and best["epoch"], training)
 
 
-def read_result(folder):
-    """(result, logs of the seeds) of the --output_dir of a finished training with --runs; else UserError.
+def read_result(path):
+    """(result, logs of the seeds) of a finished training with --runs: its --output_dir, or its file there.
 
-    result: the content of the file, and name (such as PSP_fully), folder, revisions, validation [seeds, checks] in %.
+    result: the content of the file, and name (such as PSP_fully), folder (as given), validation [seeds, checks] in %.
+    UserError if the folder has no such file or several.
     """
-    paths = list(folder.glob("*_runs.json"))
+    paths = [path] if path.name.endswith("_runs.json") else list(path.glob("*_runs.json"))
     if len(paths) != 1:
-        raise UserError(f"{folder}: has {len(paths)} files *_runs.json, not one; give the --output_dir of one finished "
-                        "training with --runs")
+        raise UserError(f"{path}: has {len(paths)} files *_runs.json; give the --output_dir of one finished training "
+                        "with --runs, or one of its files *_runs.json")
     name = paths[0].name.removesuffix("_runs.json")
     result = json.loads(paths[0].read_text())
-    logs = [read_log(folder / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
-    return {**result, "name": name, "folder": str(folder), "revisions": sorted({log.revision for log in logs}),
-            "validation": [list(log.val.values()) for log in logs]}, logs
+    logs = [read_log(paths[0].parent / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
+    return {**result, "name": name, "folder": str(path), "validation": [list(log.val.values()) for log in logs]}, logs
 
 
 def run_seeds(result):
@@ -69,34 +68,44 @@ def accuracies(result, metric="test"):
     return 100 * np.array([run[f"{metric}_correct"] for run in result["runs"]]) / result["segments"]
 
 
-@lru_cache(maxsize=2)
-def resampling_counts(seeds, videos, resamples=10_000):
-    """How often each resample draws each seed [resamples, seeds] and, independently, each video [resamples, videos]."""
-    generator = np.random.default_rng(0)
-    return tuple(generator.multinomial(n, np.full(n, 1 / n), size=resamples) for n in (seeds, videos))
-
-
 def estimate(values):
-    """Mean of values [seeds, videos] and its 95 % bootstrap interval, with seeds and videos resampled together."""
-    seed_counts, video_counts = resampling_counts(*values.shape)
-    means = ((seed_counts @ values) * video_counts).sum(axis=1) / values.size
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    """Mean of values [seeds, videos] and its 95 % interval, see `bootstrap_interval`."""
+    low, high = bootstrap_interval(values)
+    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def difference(result, baseline, metric="test"):
     """Estimate of the test accuracy minus the baseline's, seed by seed in their order and video by video.
 
-    paired: whether both have the same seeds. measurable: whether zero is outside the interval.
+    paired: whether both have the same seeds. p: of no difference, two-sided, see `p_value`.
     """
     data, baseline_data = (found.get("test_fingerprint") or found["test_digest"]      # its name in earlier results
                            for found in (result, baseline))
     if data != baseline_data or len(result["runs"]) != len(baseline["runs"]):
         raise UserError(f"{result['folder']} and {baseline['folder']}: cannot be compared, since they differ in test "
                         "videos or in the number of seeds; train one of them again")
-    found = estimate(accuracies(result, metric) - accuracies(baseline))
-    return {**found, "paired": run_seeds(result) == run_seeds(baseline),
-            "measurable": found["low"] > 0 or found["high"] < 0}
+    values = accuracies(result, metric) - accuracies(baseline)
+    return {**estimate(values), "paired": run_seeds(result) == run_seeds(baseline), "p": p_value(values)}
+
+
+def p_value(values):
+    """Two-sided p of a mean of zero, of the resamples of the interval: below 0.05 where that excludes zero.
+
+    It is at least 0.0002, little enough for families of 250. The normal approximation marks the same rows of
+    figures/rehearsal.
+    """
+    means = bootstrap_means(values)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    return min(1.0, float(2 * (1 + beyond) / (len(means) + 1)))
+
+
+def adjust(differences):
+    """Gives the differences of a family adjusted_p (Holm), and measurable: whether that is below 0.05; returns them."""
+    adjusted = 0.0
+    for rank, found in enumerate(sorted(differences, key=lambda found: found["p"])):
+        adjusted = min(1.0, max(adjusted, (len(differences) - rank) * found["p"]))
+        found.update(adjusted_p=adjusted, measurable=adjusted < 0.05)
+    return differences
 
 
 def gain(result):
@@ -113,22 +122,27 @@ def gain(result):
 
 
 def format_estimate(found):
-    """'+1.2 (+0.3 to +2.1)', bold if measurable, and its other marks; '-' for None."""
+    """'+1.2 (+0.3 to +2.1)', bold if measurable, its adjusted p and other marks; '-' for None."""
     if found is None:
         return "-"
     text = "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
-    text = f"**{text}**" if found.get("measurable") else text
+    if "adjusted_p" in found:
+        text = (f"**{text}**" if found["measurable"] else text) + f", p {found['adjusted_p']:.2g}"
     return text + ("" if found.get("paired", True) else ", not paired") + (", rising" if found.get("rising") else "")
 
 
 HEAD = """\
 Data: {data}. Test accuracy of segments in %, at the best validation epoch ('chosen on test': the best test accuracy).
+One training set, of one data seed: what is said here holds for it.
 
 - **accuracy**: mean ± sample standard deviation over n seeds, and a 95 % bootstrap interval of the mean that resamples
   seeds and test videos together.
-- **difference** to PSP of the same setting, in points, with the same kind of interval; bold if it excludes zero (no
-  correction for the number of rows; 'chosen on test' exceeds zero by construction). Runs of the same seed are paired.
-  'PSP once more' has other seeds, so it is not paired: it shows what seeds alone change.
+- **difference** to PSP of the same setting, in points, with the same kind of interval. p is adjusted (Holm) for all
+  differences of the setting, each counted once ({compared}); bold: below 0.05.
+  Without bold, a row is not shown to equal PSP: its interval, taken alone, excludes a loss beyond its lower end and a
+  gain beyond its upper end, nothing smaller. Runs of the same seed are paired. 'PSP once more' has other seeds, so it
+  is not paired: it shows what seeds alone change. The two plain rows 'chosen on test' are never below PSP, by
+  construction; their intervals may begin below zero, as single videos may lose.
 - **gain**: mean validation accuracy of the last third of the checks minus the mean of the third before, with an
   interval over seeds. 'Rising': the interval is above zero, so training was not over.
 """
@@ -137,30 +151,43 @@ Data: {data}. Test accuracy of segments in %, at the best validation epoch ('cho
 def tables_content(stored, tables):
     """The content of tables.json, from that of results.json.gz; tables: {name: (title, rows)}."""
     results = [row["result"] for row in stored["rows"].values() if "result" in row]
-    # The results in figures/rehearsal do not name their revision.
-    revisions = {revision for result in results for revision in result.get("revisions", ["f752341"])}
-    entries = {name: {"title": tables[name][0], "rows": [table_entry(row, stored["rows"]) for row in tables[name][1]]}
+    made = {key: sorted({value for result in results for value in result.get(key, ["unknown"])})
+            for key in ("revisions", "processors")}
+    rows = [row for name in stored["tables"] for row in tables[name][1]]
+    settings = sorted({row.setting for row in rows})
+    families = {setting: compare_with_psp(setting, rows, stored["rows"]) for setting in settings}
+    entries = {name: {"title": tables[name][0],
+                      "rows": [table_entry(row, stored["rows"], families[row.setting]) for row in tables[name][1]]}
                for name in stored["tables"]}
-    return {"data": stored["data"], "revisions": sorted(revisions), "tables": entries}
+    return {"data": stored["data"], **made, "compared": {setting: len(family) for setting, family in families.items()},
+            "tables": entries}
 
 
-def table_entry(row, stored):
+def compare_with_psp(setting, rows, stored):
+    """{(name of a row, metric): its difference to PSP} for the rows of the setting, with p adjusted for these."""
+    psp = stored[setting].get("result")      # PSP's row has the setting's name
+    results = {(row.name, row.metric): stored[row.name]["result"] for row in rows
+               if psp and row.setting == setting and row.label != "PSP" and "result" in stored[row.name]}
+    return dict(zip(results, adjust([difference(result, psp, metric) for (_, metric), result in results.items()])))
+
+
+def table_entry(row, stored, differences):
     """The row's entry of tables.json; stored: {name of a row: its command, and its result or error}."""
     curve = "stale targets" if "stale_avps" in row.options else "PSP"
     entry = {"label": row.label, "setting": row.setting, "value": row.value, "curve": curve, **stored[row.name]}
     if "error" in entry:
         return entry
-    result, psp = entry.pop("result"), stored[row.setting].get("result")      # PSP's row has the setting's name
-    compared = psp is not None and row.label != "PSP"
+    result = entry.pop("result")
     values = [100 * run[row.metric] for run in result["runs"]]
     return {**entry, "n": len(values), "std": np.std(values, ddof=1), "values": values, "seeds": run_seeds(result),
             **estimate(accuracies(result, row.metric)), "gain": gain(result),
-            "difference": difference(result, psp, row.metric) if compared else None}
+            "difference": differences.get((row.name, row.metric))}
 
 
 def markdown(content):
     """The text of tables.md, from the content of tables.json."""
-    lines, commands = [HEAD.format(data=content["data"])], {}
+    compared = ", ".join(f"{count} {setting}" for setting, count in content["compared"].items())
+    lines, commands = [HEAD.format(data=content["data"], compared=compared)], {}
     for table in content["tables"].values():
         lines += [f"### {table['title']}", "", "|  | setting | n | accuracy | difference | gain |", f"|{' --- |' * 6}"]
         for entry in table["rows"]:
@@ -173,5 +200,6 @@ def markdown(content):
                           format_estimate(entry["difference"]), format_estimate(entry["gain"])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    revisions = " and ".join(content["revisions"])
-    return "\n".join([*lines, f"### Commands of revision {revisions}", "", "```bash", *commands, "```", ""])
+    revisions, processors = (" and ".join(content[key]) for key in ("revisions", "processors"))
+    return "\n".join([*lines, f"### Commands of revision {revisions}, on {processors}", "", "```bash", *commands, "```",
+                      ""])

@@ -2,7 +2,10 @@
 import argparse
 import inspect
 import json
+import platform
+import re
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from torch import nn
 
 from dataset import FEATURES, load_batches, network_inputs
 from model.checkpoint import load_checkpoint, rebuild
-from model.class_names import class_names, match_classes, names_and_ids
+from model.class_names import class_names, match_classes, names_and_ids, read_lines
 from model.data import given_files, read_data, scored_splits
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.run import code_checksum
@@ -229,14 +232,19 @@ def report_runs(args, rows, test_set):
     if args.runs == 1 or rank_and_world_size()[0] > 0:
         return
     test = np.array([row["test"] for row in rows])
-    by_video = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
-    low, high = bootstrap_interval(by_video.mean(axis=0))
+    accuracy = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
+    low, high = bootstrap_interval(accuracy)
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
     path = runs_path(args)
     if path.exists() and seeds_in(path) != {row["seed"] for row in rows}:
         back_up([path])
-    options = {name: value for name, value in sorted(vars(args).items()) if name != "resume"}
+    logs = [args.output_dir / f"seed{row['seed']}" / f"{args.model_name}_{args.setting}.jsonl" for row in rows]
+    headers = [json.loads(read_lines(log)[0])["run"] for log in logs]
+    options = {name: value for name, value in sorted(vars(args).items())
+               if name != "resume" and not isinstance(value, Path)}      # results tell nothing of the user's folders
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
+               "revisions": sorted({header["versions"]["git"] or "unknown" for header in headers}),
+               "processors": sorted({header["device"].replace("cpu", cpu_name()) for header in headers}),
                "test_fingerprint": test_set.fingerprint, "runs": rows}
     write_atomically(path, json.dumps(content, default=str) + "\n")
     print("seed   best epoch     val    test   test, last epoch")
@@ -246,6 +254,19 @@ def report_runs(args, rows, test_set):
     print(f"test accuracy at the chosen epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
           f"(mean and sample standard deviation of n = {len(rows)} seeds: "
           f"{', '.join(f'{100 * value:.2f}' for value in test)})")
-    print(f"95 % interval over the {by_video.shape[1]} test videos (bootstrap, mean of the seeds): "
+    print(f"95 % interval over seeds and the {accuracy.shape[1]} test videos (bootstrap): "
           f"{100 * low:.2f} to {100 * high:.2f} %")
+    note_few_seeds(len(rows))
     print(f"results of all seeds: {path}")
+
+
+def note_few_seeds(seeds):
+    """Prints that an interval of few seeds misleads."""
+    if seeds < 5:
+        print(f"note: {seeds} seeds; with fewer than five, intervals are far too narrow: use ten")
+
+
+def cpu_name():
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", path.read_text()) if path.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,5 +1,6 @@
-"""How good the labels of a split's segments are: accuracy, F1, and the interval of a mean."""
+"""How good the labels of a split's segments are: accuracy, F1, and intervals of means over seeds and videos."""
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -128,9 +129,22 @@ def video_f1(true, predicted):
     return mean(scores) if scores else 1.0
 
 
+# --------------------------------------------------------------------------------------------- several seeds
+
+@lru_cache(maxsize=2)
+def resampling_counts(seeds, videos, resamples=10_000):
+    """How often each resample draws each seed [resamples, seeds] and, independently, each video [resamples, videos]."""
+    generator = np.random.default_rng(0)
+    return tuple(generator.multinomial(n, np.full(n, 1 / n), size=resamples) for n in (seeds, videos))
+
+
+def bootstrap_means(values):
+    """The mean of each resample of values [seeds, videos]."""
+    seed_counts, video_counts = resampling_counts(*values.shape)
+    return ((seed_counts @ values) * video_counts).sum(axis=1) / values.size
+
+
 def bootstrap_interval(values):
-    """95 % interval (low, high) of the mean of values [n]: percentiles of 10,000 means of n values drawn from them."""
-    n = len(values)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=10000)
-    low, high = np.quantile(counts @ values / n, [0.025, 0.975])
+    """95 % interval (low, high) of the mean of values [seeds, videos], with seeds and videos resampled together."""
+    low, high = np.percentile(bootstrap_means(values), [2.5, 97.5])
     return float(low), float(high)

@@ -49,9 +49,9 @@ def made_up_run(folder, correct, first_seed=1, fingerprint="d", **options):
                   for epoch in range(3)]
         log = folder / f"seed{seed}" / "PSP_fully.jsonl"
         log.parent.mkdir(parents=True)
-        header = {"run": {"versions": {"git": f"abc{seed}"}}}
-        log.write_text("\n".join(map(json.dumps, [header, *checks, {"result": {"best": checks[2]}}])))
-    content = {"options": options, "segments": 10, "test_fingerprint": fingerprint, "runs": runs}
+        log.write_text("\n".join(map(json.dumps, [{"run": {}}, *checks, {"result": {"best": checks[2]}}])))
+    content = {"options": options, "segments": 10, "revisions": ["abc1"], "processors": ["a CPU"],
+               "test_fingerprint": fingerprint, "runs": runs}
     (folder / "PSP_fully_runs.json").write_text(json.dumps(content))
     return folder
 
@@ -83,6 +83,29 @@ def test_a_difference_is_taken_seed_by_seed_and_video_by_video(tmp_path):
         run_results.difference(other_data, baseline)
 
 
+def test_p_agrees_with_the_interval_and_is_adjusted_as_by_hand():
+    values = np.random.default_rng(1).normal(size=(10, 40))
+    shifts = np.array([0.01, -0.01]) - run_results.estimate(values)["low"]      # zero just outside, just inside
+    assert [run_results.p_value(values + shift) < 0.05 for shift in shifts] == [True, False]
+    assert run_results.p_value(np.ones((2, 3))) == pytest.approx(2 / 10001) and run_results.p_value(0 * values) == 1
+    family = run_results.adjust([{"p": p} for p in (0.012, 0.04, 0.03, 0.012, 0.9)])
+    assert [found["adjusted_p"] for found in family] == pytest.approx([5 * 0.012, 3 * 0.03, 3 * 0.03, 5 * 0.012, 0.9])
+    family = run_results.adjust([{"p": p} for p in (0.8, 0.9, 0.01)])
+    assert [(found["adjusted_p"], found["measurable"]) for found in family] == [(1, False), (1, False), (0.03, True)]
+
+
+def test_runs_print_the_interval_of_the_tables_and_results_name_no_folder(train, tmp_path):
+    out = train("fully", "--nb_epoch", 1, "--runs", 2).stdout
+    result, _ = run_results.read_result(tmp_path)
+    found = run_results.estimate(run_results.accuracies(result))
+    low, high = map(float, re.search(r"7 test videos \(bootstrap\): ([\d.]+) to ([\d.]+) %", out).groups())
+    assert [low, high] == pytest.approx([found["low"], found["high"]], abs=0.006) and "note: 2 seeds;" in out
+    assert len(result["revisions"]) == len(result["processors"]) == 1
+    assert tmp_path.name not in (tmp_path / "PSP_fully_runs.json").read_text()
+    assert paper_tables.without_folders("python a/b.py --data_dir /u/v/w --x '/u/v w'") == (
+        "python a/b.py --data_dir w --x 'v w'")
+
+
 def test_a_training_is_called_rising_if_its_gain_is_above_zero():
     # Of seven checks, the first counts nowhere: 35 - 5 and 44 - 42.
     found = run_results.gain({"validation": [[99, 9, 0, 10, 0, 35, 35], [99, 9, 42, 42, 42, 40, 48]]})
@@ -105,7 +128,9 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     assert pruned["difference"]["mean"] == pytest.approx(10) and pruned["gain"]["mean"] == pytest.approx(10)
     assert on_test["mean"] == pytest.approx(90)
     text = (tmp_path / "tables.md").read_text()
-    assert "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (" in text and "### Commands of revision abc1 and abc2\n" in text
+    assert "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (" in text and "revision abc1, on a CPU\n" in text
+    assert "(2 fully)" in text and on_test["difference"]["adjusted_p"] == 2 * on_test["difference"]["p"]
+    assert "note: 2 seeds;" in out
 
     shutil.rmtree(tmp_path / "rows")
     names = "tables.json", "tables.md", "threshold.png"
@@ -167,10 +192,16 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
                made_up_run(tmp_path / "c", [[9, 7], [7, 5]], LAMBDA=1)]
     code, out, error = run_main("compare_runs.py", *folders[:2], "--names", "$x_{", "changed")
     assert code == 0, error
-    assert "| changed | 70.00 ± 0.00 | 70.00 ± 14.14 (" in out and " | **+10.0 (+10.0 to +10.0)** | " in out
+    assert "| changed | 70.00 ± 0.00 | 70.00 ± 14.14 (" in out and "**+10.0 (+10.0 to +10.0)**, p 0.0002 | " in out
+    assert "note: 2 seeds;" in out
     assert [axes.get_ylabel() for axes in figures[0].axes] == list(drawing.PANELS.values())
     code, out, _ = run_main("compare_runs.py", *folders[1:])
     assert "training losses are not drawn" in out and len(figures[1].axes) == 2
+    for name in ("b/PSP_fully_runs.json", *(f"b/seed{seed}/PSP_fully.jsonl" for seed in (1, 2))):
+        shutil.copy(tmp_path / name, tmp_path / name.replace("fully", "weakly"))
+    assert "has 2 files *_runs.json" in run_main("compare_runs.py", *folders[:2])[2]
+    code, out, error = run_main("compare_runs.py", *(tmp_path / f"b/PSP_{s}_runs.json" for s in ("fully", "weakly")))
+    assert code == 0 and "| PSP_weakly | 70.00" in out and "+0.0 (+0.0 to +0.0), p 1" in out, error
 
 
 @pytest.mark.parametrize("name, options, other_options, same", [
@@ -254,7 +285,7 @@ def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, ca
 
 def test_a_log_of_an_earlier_revision_is_read():
     log = run_results.read_log(ROOT / "figures" / "full" / "PSP_fully.jsonl")
-    assert log.kept == 255 and log.val[255] == pytest.approx(99.602, abs=1e-3) and log.revision.startswith("030d9fa")
+    assert log.kept == 255 and log.val[255] == pytest.approx(99.602, abs=1e-3)
 
 
 def test_pictures_of_a_folder_are_sorted_by_their_numbers(tmp_path):

@@ -66,7 +66,7 @@ def test_reference_points_of_the_real_test_split(real_ave):
 
 
 def test_the_bootstrap_gives_the_interval_of_the_mean():
-    values = np.random.default_rng(1).random(400)
+    values = np.random.default_rng(1).random((1, 400))
     low, high = bootstrap_interval(values)
     error = 1.96 * values.std() / 20      # of the normal approximation, good for 400 values
     assert low == pytest.approx(values.mean() - error, abs=0.1 * error)

@@ -131,7 +131,7 @@ def test_runs_equal_runs_of_single_seeds(train, tmp_path):
             best["epoch"], best["val_accuracy"], best["test_accuracy"])
         assert sum(run["test_correct"]) / (7 * 6) == pytest.approx(run["test"])
     test = [run["test"] for run in saved["runs"]]
-    low, high = bootstrap_interval(np.mean([run["test_correct"] for run in saved["runs"]], axis=0) / 6)
+    low, high = bootstrap_interval(np.array([run["test_correct"] for run in saved["runs"]]) / 6)
     assert saved["summary"] == pytest.approx(
         {"n": 2, "mean": np.mean(test), "std": np.std(test, ddof=1), "low": low, "high": high})
     assert f"{100 * np.mean(test):.2f} ± {100 * np.std(test, ddof=1):.2f} %" in out
