@@ -134,7 +134,7 @@ def match_labels(checkpoint, path, data, data_dir, annotations):
                   "number")
         else:
             for dataset in data.values():
-                numbers = torch.as_tensor(numbers, device=dataset.device)
+                numbers = torch.as_tensor(numbers).to(dataset.device)
                 dataset.tensors["labels"] = numbers[dataset.tensors["labels"]]
     num_classes = checkpoint["network_args"]["num_classes"]
     if names and len(names) != num_classes:      # of videos without labels

@@ -145,6 +145,11 @@ def read_log(folder, setting, model="PSP"):
     return first["run"], epochs, last["result"]
 
 
+def accuracy_line(folder, setting, model="PSP"):
+    """As evaluation prints the test accuracy of the checkpoint, from the log."""
+    return f"test accuracy: {100 * read_log(folder, setting, model)[2]['best']['test_accuracy']:.2f} %"
+
+
 def assert_same_run(folder, other, setting):
     """Both folders hold the same log, and the same weights in checkpoint and state, bit for bit."""
     assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()

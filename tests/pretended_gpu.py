@@ -1,8 +1,7 @@
 """A GPU that is pretended on a machine without one: tensors that say cuda:0 and hold CPU tensors.
 
-Refuses what CUDA refuses. Draws from a generator of its own. Counts how often the processor waits for it. Checks that
-memory from which it copies without a wait is not written before the next wait. Saves tensors with their device.
-Not pretended: cuDNN, autocast, rounding, speed, several GPUs.
+Refuses what CUDA refuses, draws its own random numbers, counts waits, checks that memory from which it copies without a
+wait is not written, saves tensors with their device. Not pretended: cuDNN, autocast, rounding, speed, several GPUs.
 """
 import threading
 from collections import Counter

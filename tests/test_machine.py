@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import utils
-from conftest import MAIN, ROOT, assert_same_run, read, read_log, rewrite
+from conftest import MAIN, ROOT, accuracy_line, assert_same_run, read, read_log, rewrite
 from model import data
 from model.avel import AVELNetwork
 from model.checkpoint import load_checkpoint
@@ -106,10 +106,6 @@ def test_a_bug_keeps_its_traceback_in_training_and_evaluation(trained, train, qu
 
 
 # -------------------------------------------------------------------------------------------- precision
-
-def accuracy_line(folder, setting):
-    return f"test accuracy: {100 * read_log(folder, setting)[2]['best']['test_accuracy']:.2f} %"
-
 
 def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(train, quick_script, tiny_folder, tmp_path):
     for precision in ("fp32", "bf16"):
