@@ -10,7 +10,7 @@ import torch
 from dataset import FEATURES, TrainingBatches, network_inputs, shuffled
 from model.checkpoint import save_checkpoint
 from model.data import read_data
-from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs
+from model.evaluate import evaluate_checkpoint, predict, train_seeds
 from model.options import chosen_args, data_sizes, parse_options, psp_options, run_header
 from model.run import Run
 from psp_model import WEAKLY_SUPERVISED, PSPNetwork, weakly_supervised_loss
@@ -85,8 +85,7 @@ def main(args=None, train=train):
         return
     device = set_up_device(args.device, args.precision)
     data = read_data(args, ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in each_seed(args)]
-    report_runs(args, results, data["test"])
+    train_seeds(args, train, data, device)
 
 
 if __name__ == "__main__":

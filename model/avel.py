@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import FEATURES, TrainingBatches, in_batches, network_inputs  # noqa: E402
 from model.checkpoint import save_checkpoint  # noqa: E402
 from model.data import read_data  # noqa: E402
-from model.evaluate import each_seed, evaluate_checkpoint, predict, report_runs  # noqa: E402
+from model.evaluate import evaluate_checkpoint, predict, train_seeds  # noqa: E402
 from model.options import data_sizes, main_options, parse_options, run_header  # noqa: E402
 from model.run import Run  # noqa: E402
 from psp_model import LSTM, AudioGuidedVisualAttention, Output, xavier_uniform  # noqa: E402
@@ -131,8 +131,7 @@ def main():
         return
     device = set_up_device(args.device, args.precision)
     data = read_data(args, ["train", "val", "test"], device)
-    results = [train(seed_args, data, device) for seed_args in each_seed(args)]
-    report_runs(args, results, data["test"])
+    train_seeds(args, train, data, device)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import inspect
 import json
 import platform
 import re
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -199,20 +199,22 @@ def save_predictions(path, results, names, ids):
 
 # -------------------------------------------------------------------------------------------- several seeds
 
-def each_seed(args):
-    """The options of each run: args themselves or, with --runs, a copy for each seed with a folder of its own."""
+def train_seeds(args, train, data, device):
+    """Calls train(args, data, device) once or, with --runs, for each seed with a folder of its own, and reports all."""
     if args.runs == 1:
-        yield args
+        train(args, data, device)
         return
-    with ExitStack() as stack:
-        if rank_and_world_size()[0] == 0:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(runs_path(args).with_suffix(".lock")))
-            if not args.resume:
-                back_up([runs_path(args)])
+    first, results = rank_and_world_size()[0] == 0, []
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(runs_path(args).with_suffix(".lock")) if first else nullcontext():
+        if first and not args.resume:
+            back_up([runs_path(args)])
         for seed in range(args.seed, args.seed + args.runs):
             print(f"seed {seed}:")
-            yield argparse.Namespace(**{**vars(args), "seed": seed, "output_dir": args.output_dir / f"seed{seed}"})
+            own = {"seed": seed, "output_dir": args.output_dir / f"seed{seed}"}
+            results.append(train(argparse.Namespace(**{**vars(args), **own}), data, device))
+        if first:
+            report_runs(args, results, data["test"])
 
 
 def runs_path(args):
@@ -228,9 +230,7 @@ def seeds_in(path):
 
 
 def report_runs(args, rows, test_set):
-    """With --runs, prints and writes the results of all seeds; rows: what `train` returned for each."""
-    if args.runs == 1 or rank_and_world_size()[0] > 0:
-        return
+    """Prints and writes the results of all seeds; rows: what `train` returned for each."""
     test = np.array([row["test"] for row in rows])
     accuracy = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
     low, high = bootstrap_interval(accuracy)

@@ -206,7 +206,7 @@ class Run:
             self._save_state(epoch + 1)
 
     def report(self):
-        """Prints and logs the result of the run, and returns it for `report_runs`; None in other processes."""
+        """Prints and logs the result of the run, and returns it for `--runs`; None in other processes."""
         if not self.writes:
             return None
         best, best_test = self.best["record"], self.best_test["record"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from unittest.mock import Mock
 
 import h5py
@@ -18,7 +19,7 @@ import dataset
 from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
-from model.evaluate import predict
+from model.evaluate import predict, train_seeds
 from model.metrics import bootstrap_interval
 from utils import UserError
 
@@ -150,6 +151,15 @@ def test_runs_of_both_settings_are_kept_apart_and_resumed(train, tmp_path):
     assert (results("PSP_fully_runs.json"), results("PSP_weakly_runs.json")) == before
     train("fully", *options, "--seed", 124, "--resume")      # drops seed 123
     assert results("PSP_fully_runs.1.json") == before[0]
+
+
+def test_an_error_of_a_seed_frees_the_folder(tmp_path):
+    args = Namespace(runs=2, seed=1, output_dir=tmp_path, model_name="PSP", setting="fully", resume=False)
+    kept = []      # with its traceback, as a notebook does
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError) as error:
+            train_seeds(args, lambda *_: 1 / 0, None, None)
+        kept.append(error)
 
 
 # ------------------------------------------------------------------------------------ stopping and resuming
