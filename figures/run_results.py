@@ -133,7 +133,7 @@ def format_estimate(found):
 
 HEAD = """\
 Data: {data}. Test accuracy of segments in %, at the best validation epoch ('chosen on test': the best test accuracy).
-One training set, of one data seed: what is said here holds for it.
+One training set (of synthetic data: one data seed); what is said here holds for it.
 
 - **accuracy**: mean ± sample standard deviation over n seeds, and a 95 % bootstrap interval of the mean that resamples
   seeds and test videos together.

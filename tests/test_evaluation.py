@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import MAIN, read, read_log, rewrite, run_main
+from conftest import MAIN, ROOT, read, read_log, rewrite, run_main
 from model.checkpoint import save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
@@ -178,3 +178,15 @@ def test_predictions_replace_nothing_but_predictions(evaluate, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
     assert "exists already" in evaluate("--save_predictions", tmp_path / "notes.txt", code=2).stderr
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_runs_print_the_interval_of_the_tables_and_write_what_made_them_but_no_folder(train, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    from run_results import accuracies, estimate, read_result
+    out = train("fully", "--nb_epoch", 1, "--runs", 2).stdout
+    result, _ = read_result(tmp_path)
+    found = estimate(accuracies(result))
+    low, high = map(float, re.search(r"7 test videos \(bootstrap\): ([\d.]+) to ([\d.]+) %", out).groups())
+    assert [low, high] == pytest.approx([found["low"], found["high"]], abs=0.006) and "note: 2 seeds;" in out
+    assert len(result["revisions"]) == len(result["processors"]) == 1
+    assert tmp_path.name not in (tmp_path / "PSP_fully_runs.json").read_text()
