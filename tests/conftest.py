@@ -3,6 +3,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -62,6 +63,15 @@ def close(actual, expected, tolerance=1e-8):
     expected = np.asarray(expected)
     assert actual.shape == expected.shape
     assert np.linalg.norm(actual - expected) <= tolerance * max(np.linalg.norm(expected), 1e-12)
+
+
+def assert_close_json(path, expected_path, **tolerance):
+    """Asserts that two JSON files differ in nothing but their numbers, and in these within the tolerance."""
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    text, expected = (json.dumps(json.loads(file.read_text()), sort_keys=True) for file in (path, expected_path))
+    assert re.split(number, text) == re.split(number, expected)
+    values = [float(value) for value in re.findall(number, text)]
+    assert values == pytest.approx([float(value) for value in re.findall(number, expected)], **tolerance)
 
 
 @pytest.fixture(autouse=True)

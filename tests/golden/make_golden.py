@@ -7,12 +7,13 @@
 Their networks get the weights and inputs of recipe.py, in float64 and without dropout. From the committed files it
 takes seeds, number of videos, threshold and lambda, and the names of what to write. For each of these, it prints the
 largest difference from the committed numbers, relative to their norm. The other JSON files here are not made again.
+NEW must not exist.
 
 This script was only ever run on stand-ins of these files (stand_in_networks.py), not on the authors' files. NETWORKS
 and `outputs_and_loss` hold all it assumes about them; the losses are written out there, not imported.
 """
-import importlib.util
 import json
+import runpy
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -25,11 +26,10 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 from golden import recipe  # noqa: E402
-from utils import OptionParser, add_overwrite_option, one_line_errors, refuse_to_overwrite  # noqa: E402
+from utils import OptionParser, one_line_errors  # noqa: E402
 
 # (numbers, setting): folder, file, class and arguments of its constructor. forward takes audio [B, T, 128], video
-# [B, T, 7, 7, 512] and, of PSP, the threshold. If AVEL has another class for the weakly supervised setting, name it
-# here: a video prediction that it returns is used. For att_Net's scores, it is computed below.
+# [B, T, 7, 7, 512] and, of PSP, the threshold. AVEL's weak video prediction is computed below, from L2 of att_Net.
 NETWORKS = {
     ("released", "fully"): ("psp_dir", "fully_model.py", "psp_net", (128, 512, 128, 29)),
     ("released", "weakly"): ("psp_dir", "weakly_model.py", "psp_net", (128, 512, 128, 29)),
@@ -41,8 +41,8 @@ C, STEPS, CHANNELS = 29, 10, 8      # CHANNELS: of tensors wider than C, only th
 
 def outputs_and_loss(model, setting, calls, outputs, labels, lam):
     """{name: tensor}. calls: {module: [(its inputs, its output)]}; outputs: of the network; labels [B, T]."""
-    def returned(*shape, default=()):      # found by its shape: the order is not known here
-        value, = [value for value in outputs if getattr(value, "shape", None) == shape] or default
+    def returned(*shape):      # found by its shape: the order is not known here
+        value, = [value for value in outputs if getattr(value, "shape", None) == shape]
         return value
 
     B, T = labels.shape
@@ -50,10 +50,9 @@ def outputs_and_loss(model, setting, calls, outputs, labels, lam):
     scores = calls["L2"][0][1].reshape(B, T, C)      # before any softmax
     if (model, setting) == ("avel", "fully"):
         probability = returned(B, T, C)
-        loss = F.multilabel_soft_margin_loss(probability.flatten(0, 1), one_hot.flatten(0, 1))
-        return {"segment_output": probability, "loss": loss}
+        return {"segment_output": probability, "loss": F.multilabel_soft_margin_loss(probability, one_hot)}
     if model == "avel":
-        probability = returned(B, C, default=[scores.amax(dim=1).softmax(dim=-1)])
+        probability = scores.amax(dim=1).softmax(dim=-1)
         category = F.one_hot(labels.amin(dim=1), C).double()      # background is the largest label
         loss = F.multilabel_soft_margin_loss(probability, category)
         return {"segment_output": scores, "video_prob": probability, "loss": loss}
@@ -83,11 +82,9 @@ def make(model, setting, folder, committed):
     """The numbers of one network under the names of the committed ones. Importing the authors' file runs it."""
     seed, golden = committed["seed"], committed[setting]
     _, file, kind, arguments = NETWORKS[model, setting]
-    spec = importlib.util.spec_from_file_location(Path(file).stem, folder / file)
-    module = importlib.util.module_from_spec(spec)
     with mock.patch.object(sys, "path", [str(folder), *sys.path]):      # the file may import others of its folder
-        spec.loader.exec_module(module)
-    network, calls, losses = getattr(module, kind)(*arguments).eval(), defaultdict(list), []
+        network = runpy.run_path(str(folder / file))[kind](*arguments).eval()
+    calls, losses = defaultdict(list), []
     parameters = dict(network.named_parameters())
     for name, parameter in parameters.items():
         parameter.data = torch.as_tensor(recipe.parameter(seed, name, tuple(parameter.shape)))
@@ -132,11 +129,9 @@ def main():
     parser.add_argument("--psp_dir", type=Path, metavar="DIR", required=True, help="authors' PSP_CVPR_2021")
     parser.add_argument("--ave_dir", type=Path, metavar="DIR", required=True, help="authors' AVE-ECCV18")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", required=True, help="for the two JSON files")
-    add_overwrite_option(parser)
     args = parser.parse_args()
     committed = {name: json.loads((HERE / name).read_text()) for name in ("released.json", "avel.json")}
-    refuse_to_overwrite([args.output_dir / name for name in committed], args.overwrite)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    args.output_dir.mkdir(parents=True)
 
     torch.set_default_dtype(torch.float64)
     # Their code may ask for a GPU and for float32.
