@@ -52,6 +52,12 @@ def change(name, function, key="avadataset"):
     return apply
 
 
+def set_attributes(path, **attributes):
+    """Sets attributes of the array in a file of features."""
+    with h5py.File(path, "a", locking=False) as file:
+        file["avadataset"].attrs.update(attributes)
+
+
 def with_value(array, position, value):
     array[position] = value
     return array
@@ -102,14 +108,14 @@ def run_quickly(name, *options, code=0):
     return SimpleNamespace(stdout=out, stderr=error)
 
 
-@pytest.fixture
-def main_in_process():
-    return run_main
+main_in_process = pytest.fixture(lambda: run_main, name="main_in_process")
+quick_script = pytest.fixture(lambda: run_quickly, name="quick_script")
 
 
-@pytest.fixture
-def quick_script():
-    return run_quickly
+def evaluate_run(folder, setting, data_dir, *options, code=0):
+    """Evaluates the checkpoint in the output folder of a run."""
+    return run_quickly(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", data_dir,
+                       *options, code=code)
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from unittest.mock import Mock
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
 import dataset
-from conftest import DEVICE, MAIN, ROOT, assert_same_run, change, read_log, rewrite
+from conftest import (DEVICE, MAIN, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
+                      set_attributes)
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
 from model.evaluate import predict, train_seeds
@@ -46,26 +47,16 @@ def test_log_checkpoint_and_printed_figures_agree(trained):
     assert checkpoint["epoch"] == best["epoch"] and checkpoint["val_accuracy"] == best["val_accuracy"]
 
 
-def test_the_last_epoch_counts_if_it_is_the_only_check(train, tmp_path):
-    train("fully", "--nb_epoch", 1)
-    result = read_log(tmp_path, "fully")[2]
-    assert result["checks"] == 1 and result["best"] == result["last"]
-    assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == 0
-
-
 def test_of_equal_checks_the_earlier_one_is_kept(train, tmp_path):
     train("fully", "--check_epoch", 1, "--lr", 0)      # so every check has the same accuracy
     result = read_log(tmp_path, "fully")[2]
     assert result["checks"] == 3 and result["best"]["epoch"] == result["best_test"]["epoch"] == 1
-    assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == 1
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(trained, train, tmp_path):
+def test_another_seed_gives_another_run(trained, train, tmp_path):
     setting, folder, _ = trained
-    train(setting, "--nb_epoch", 8, "--save_epoch", 3)
-    assert_same_run(folder, tmp_path, setting)
-    train(setting, "--nb_epoch", 1, "--seed", 124, "--output_dir", tmp_path / "other")
-    assert read_log(tmp_path / "other", setting)[1][0]["loss"] != read_log(folder, setting)[1][0]["loss"]
+    train(setting, "--nb_epoch", 1, "--seed", 124)
+    assert read_log(tmp_path, setting)[1][0]["loss"] != read_log(folder, setting)[1][0]["loss"]
 
 
 @pytest.mark.parametrize("setting, milestones", [("fully", (60, 120)), ("weakly", (80, 160))])
@@ -89,19 +80,14 @@ def test_without_background_videos_their_files_are_not_needed(train, data_folder
 @pytest.mark.parametrize("setting, options, argument, value", [
     ("fully", ("--attention", "mean"), "attention", "mean"), ("fully", ("--threshold", 0.2), "threshold", 0.2),
     ("weakly", ("--weighting", "off"), "weighting", False), ("weakly", ("--modality", "audio"), "modality", "audio")])
-def test_the_checkpoint_records_what_was_left_out(train, quick_script, tiny_folder, tmp_path, setting, options,
-                                                  argument, value):
+def test_the_checkpoint_records_what_was_left_out(train, tiny_folder, tmp_path, setting, options, argument, value):
     train(setting, "--nb_epoch", 1, *options)
     assert load_checkpoint(tmp_path / f"PSP_{setting}.pt")["network_args"][argument] == value
-    out = quick_script(MAIN[setting], "--trained_model_path", tmp_path / f"PSP_{setting}.pt",
-                       "--data_dir", tiny_folder).stdout
-    best = read_log(tmp_path, setting)[2]["best"]
-    assert f"test accuracy: {100 * best['test_accuracy']:.2f} %" in out
+    assert accuracy_line(tmp_path, setting) in evaluate_run(tmp_path, setting, tiny_folder).stdout
 
 
 def test_features_of_random_weights_are_marked_in_the_log(train, data_folder, tmp_path):
-    with h5py.File(data_folder / "audio_feature.h5", "a", locking=False) as file:
-        file["avadataset"].attrs["random_weights"] = True
+    set_attributes(data_folder / "audio_feature.h5", random_weights=True)
     assert "results on them are meaningless" in train("fully", "--nb_epoch", 1, "--data_dir", data_folder).stderr
     assert read_log(tmp_path, "fully")[0]["data"]["random_weights"] is True
 
@@ -221,67 +207,64 @@ def test_a_run_that_a_lost_share_ended_says_how_to_continue(train, monkeypatch):
 
 
 @pytest.fixture
-def finished(trained, tmp_path):
-    """(setting, folder, options) of a copy of the finished run."""
+def finished(trained, train, tmp_path):
+    """(setting, folder, function that resumes it) of a copy of the finished run."""
     setting, folder, _ = trained
-    return setting, shutil.copytree(folder, tmp_path / "copy"), (
-        "--nb_epoch", 8, "--save_epoch", 3, "--output_dir", tmp_path / "copy")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    return setting, copy, partial(train, setting, "--nb_epoch", 8, "--save_epoch", 3, "--output_dir", copy, "--resume")
+
+
+def change_state(folder, setting, function):
+    path = folder / f"PSP_{setting}_state.pt"
+    state = torch.load(path, weights_only=True)
+    function(state)
+    torch.save(state, path)
 
 
 @pytest.mark.parametrize("damage", [
     lambda log: log + b'{"epo', lambda log: log.replace(b"\n", b"\r\n")], ids=["a line cut short", "other line ends"])
-def test_a_damaged_log_is_whole_after_resuming(finished, trained, train, damage):
-    setting, folder, options = finished
+def test_a_damaged_log_is_whole_after_resuming(finished, trained, damage):
+    setting, folder, resume = finished
     log = folder / f"PSP_{setting}.jsonl"
     log.write_bytes(damage(log.read_bytes()))
-    train(setting, *options, "--resume")
+    resume()
     assert_same_run(trained[1], folder, setting)
 
 
-def test_resuming_with_another_version_of_a_library_is_noted(finished, train):
-    setting, folder, options = finished
-    path = folder / f"PSP_{setting}_state.pt"
-    assert "has changed since the run began" not in train(setting, *options, "--resume").stdout
-    state = torch.load(path, weights_only=True)
-    state["header"]["versions"]["torch"] = "0.4"
-    torch.save(state, path)
-    assert "has changed since the run began" in train(setting, *options, "--resume").stdout
+def test_resuming_with_another_version_of_a_library_is_noted(finished):
+    setting, folder, resume = finished
+    assert "has changed since the run began" not in resume().stdout
+    change_state(folder, setting, lambda state: state["header"]["versions"].update(torch="0.4"))
+    assert "has changed since the run began" in resume().stdout
 
 
-def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, train, tiny_folder, monkeypatch):
+def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, tiny_folder, monkeypatch):
     """Paths, the device's features and defaults that are spelled out do not make another run."""
-    setting, folder, options = finished
+    setting, folder, resume = finished
     monkeypatch.chdir(tiny_folder)
-    train(setting, *options, "--data_dir", ".", "--features", "disk", "--weighting",
-          {"fully": "off", "weakly": "on"}[setting], "--save_epoch", 5, "--resume")
+    default = {"fully": "off", "weakly": "on"}[setting]
+    resume("--data_dir", ".", "--features", "disk", "--weighting", default, "--save_epoch", 5)
     assert_same_run(trained[1], folder, setting)
 
 
-@pytest.mark.parametrize("option, expected", [
-    (("--lr", 0.5), "other options (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "other network_args (threshold: ")])
-def test_resuming_with_other_options_is_refused_and_changes_nothing(finished, train, option, expected):
-    setting, folder, options = finished
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    error = train(setting, *options, *option, "--resume", code=2).stderr
+@pytest.mark.parametrize("options, expected", [
+    (("--lr", 0.5), "other options (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "other network_args (threshold: "),
+    (("--dir_video", "other.h5"), "other data (fingerprint_test: ")])
+def test_resuming_another_run_is_refused_and_changes_nothing(finished, tiny_folder, monkeypatch, options, expected):
+    _, folder, resume = finished
+    monkeypatch.chdir(folder)
+    rewrite(folder / "other.h5", 1.5 * read(tiny_folder / "visual_feature.h5"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    error = resume(*options, code=2).stderr
     assert expected in error and error.count("\n") == 1
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_resuming_with_other_data_is_refused(finished, train, data_folder):
-    setting, folder, options = finished
-    change("visual_feature.h5", lambda features: features * 1.5)(data_folder)
-    error = train(setting, *options, "--data_dir", data_folder, "--resume", code=2).stderr
-    assert "has other data (fingerprint_test: " in error and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("missing", ["random", "custom_score"])
-def test_a_state_of_other_code_is_refused_in_one_line(finished, train, missing):
-    setting, folder, options = finished
-    path = folder / f"PSP_{setting}_state.pt"
-    state = torch.load(path, weights_only=True)
-    del state[missing]
-    torch.save(state, path)
-    error = train(setting, *options, "--resume", code=2).stderr
+def test_a_state_of_other_code_is_refused_in_one_line(finished, missing):
+    setting, folder, resume = finished
+    change_state(folder, setting, lambda state: state.pop(missing))
+    error = resume(code=2).stderr
     assert "is not the state of a run of this code; start again without --resume" in error and error.count("\n") == 1
 
 
@@ -307,10 +290,10 @@ def test_results_of_several_seeds_that_are_damaged_are_kept_aside(train, tmp_pat
     assert json.loads((tmp_path / "PSP_fully_runs.json").read_text())["runs"]
 
 
-def test_resuming_without_the_log_is_refused(finished, train):
-    setting, folder, options = finished
+def test_resuming_without_the_log_is_refused(finished):
+    setting, folder, resume = finished
     (folder / f"PSP_{setting}.jsonl").unlink()
-    assert "the log or the checkpoint" in train(setting, *options, "--resume", code=2).stderr
+    assert "the log or the checkpoint" in resume(code=2).stderr
 
 
 def test_files_of_an_earlier_run_are_kept_under_a_number(train, tmp_path):
