@@ -5,9 +5,9 @@
 
 Without annotations the rows are the files in the order of their names, and a video that cannot be used has no row.
 With annotations row i is line i, of the file that its YouTube id names, or of the only one that has it as a part of
-its name (Title [ID].mp4, ID_000030.mp4). A video that is missing or cannot be used has a row of zeros, and its number
-is in the HDF5 attribute rows_without_video. Either way line i of videos.txt names row i, such videos are listed at the
-end, and the exit code is 1.
+its name (Title [ID].mp4, ID_000030.mp4). A video that is missing or cannot be used has a row of zeros, whose number is
+in the HDF5 attribute rows_without_video. Such videos are listed at the end, and the exit code is 1. Line i of
+videos.txt names row i.
 
 Visual: VGG-19's block5_pool of 16 frames a second, averaged. Audio: VGGish of each second (see data/video.py).
 
@@ -37,8 +37,7 @@ from model.feature_networks import VGG19_WEIGHTS, VGGISH_WEIGHTS, load_networks,
 from utils import (OptionParser, UserError, add_overwrite_option, bounded, locked, one_line,  # noqa: E402
                    one_line_errors, progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
 
-SUFFIXES = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
-               .split())
+SUFFIXES = ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 READERS = 2      # threads that read videos
 LONG_NAME = 200      # bytes of a file name, after which the kept file is named by the checksum
 
@@ -55,7 +54,7 @@ def find_videos(place, annotations=None):
         files = sorted((path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
                         and not path.name.startswith(".")), key=natural_order)
     if not files:
-        raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(SUFFIXES)})")
     if annotations is None:
         return [Video(path.name, path) for path in files]
     by_id = {}
@@ -100,7 +99,7 @@ def read_clips(paths, segments, pad):
 
 @torch.inference_mode()
 def visual_features(network, frames, batch_size, device, progress):
-    """uint8 [T, 16, 224, 224, 3] -> float64 [T, 7, 7, 512]: the mean of the maps of each segment's frames."""
+    """uint8 [T, 16, 224, 224, 3] -> float64 [T, 7, 7, 512], the mean of each segment."""
     maps = []
     for batch in torch.from_numpy(frames).flatten(0, 1).split(batch_size):
         maps.append(network(batch.to(device)).cpu().double())
@@ -117,21 +116,6 @@ def audio_features(network, clip, segments, device):
     return network(patches.to(device)).cpu().double().numpy()
 
 
-def checksum(path):
-    """SHA-256 of a video file. Raises VideoError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(f"cannot be read ({one_line(error.strerror or error)})") from error
-
-
-def kept_file(args, path, digest):
-    """Where the features of a video file are kept."""
-    name = path.name if len(os.fsencode(path.name)) <= LONG_NAME else digest[:16]
-    return args.output_dir / "by_video" / f"{name}.npz"
-
-
 def read_kept(kept, name):
     """An array of a kept file: settings, notes, visual or audio. Raises UserError if it cannot be read."""
     try:
@@ -141,46 +125,43 @@ def read_kept(kept, name):
         raise UserError(f"{kept}: cannot be read ({one_line(error)}); delete it and start again") from error
 
 
-def settings_to_make(args, kept):
-    """{video file: what its features depend on} of those whose features are not kept.
+def find_kept(args, paths):
+    """What is kept of the video files, and what is to be made.
 
-    kept: {video file: (its kept file, its checksum)}. Raises UserError if they were made with other settings, unless
+    Returns {path: its kept file}; {path: settings} of those whose features are not kept, with all that these depend
+    on; {path: reason} of those that cannot be used. Raises UserError if kept features have other settings, unless
     --overwrite allows to replace them.
     """
-    to_make = {}
+    kept, to_make, failed = {}, {}, {}
     flags = "".join(f" --{name}" for name in ("pad", "random_weights") if getattr(args, name))
-    for path, (file, digest) in kept.items():
-        settings = f"--segments {args.segments} --dtype {args.dtype}{flags} of a file with SHA-256 {digest}"
-        before = str(read_kept(file, "settings")) if file.exists() else None
-        if before not in (None, settings) and not args.overwrite:
-            raise UserError(f"{file}: was made with {before}, this run has {settings}; choose another --output_dir, "
-                            "delete it, or replace it with --overwrite")
-        if before != settings:
-            to_make[path] = settings
-    return to_make
-
-
-def find_kept(args, paths):
-    """({video file: (its kept file, its checksum)}, {path: VideoError} of those that cannot be read or named)."""
-    kept, failed = {}, {}
     for path in progress_bar(iterable=paths, desc="comparing with what is kept", unit="file", leave=False, delay=1):
         try:
-            if not path.name.isprintable() and not args.annotations:
-                raise VideoError("has a name that a list of names cannot hold; rename it")
-            digest = checksum(path)
-            kept[path] = kept_file(args, path, digest), digest
-        except VideoError as error:
-            failed[path] = error
-            print(f"{ascii(path.name)}: not used: {error}", file=sys.stderr)
-    return kept, failed
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            failed[path] = f"cannot be read ({one_line(error.strerror or error)})"
+        if not path.name.isprintable() and not args.annotations:
+            failed[path] = "has a name that a list of names cannot hold; rename it"
+        if path in failed:
+            print(f"{ascii(path.name)}: not used: {failed[path]}", file=sys.stderr)
+            continue
+        name = path.name if len(os.fsencode(path.name)) <= LONG_NAME else digest[:16]
+        kept[path] = args.output_dir / "by_video" / f"{name}.npz"
+        settings = f"--segments {args.segments} --dtype {args.dtype}{flags} of a file with SHA-256 {digest}"
+        before = str(read_kept(kept[path], "settings")) if kept[path].exists() else None
+        if before not in (None, settings) and not args.overwrite:
+            raise UserError(f"{kept[path]}: was made with {before}, this run has {settings}; choose another "
+                            "--output_dir, delete it, or replace it with --overwrite")
+        if before != settings:
+            to_make[path] = settings
+    return kept, to_make, failed
 
 
 def extract(args, paths, device):
-    """Makes the kept file of each video file; returns ({path: kept file}, {path: VideoError} of the unusable)."""
-    kept, failed = find_kept(args, paths)
-    settings = settings_to_make(args, kept)
+    """Makes the kept file of each video file; returns ({path: kept file}, {path: reason} of the unusable)."""
+    kept, settings, failed = find_kept(args, paths)
     if not settings:
-        return {path: file for path, (file, _) in kept.items()}, failed
+        return kept, failed
     networks = random_networks() if args.random_weights else load_networks(args.vgg19_weights, args.vggish_weights)
     vgg19, vggish = [network.to(device).eval() for network in networks]
     torch.backends.cudnn.deterministic = True      # a continued run must end in the same bits
@@ -198,11 +179,11 @@ def extract(args, paths, device):
             np.savez(content, settings=settings[path], notes=np.array(clip.notes, dtype=str),
                      visual=visual_features(vgg19, clip.frames, args.batch_size, device, bar.update).astype(args.dtype),
                      audio=audio_features(vggish, clip, args.segments, device).astype(args.dtype))
-            write_atomically(kept[path][0], content.getvalue())
-    return {path: file for path, (file, _) in kept.items()}, failed
+            write_atomically(kept[path], content.getvalue())
+    return kept, failed
 
 
-def stack(args, videos, outputs, kept_files, failed):
+def stack(args, videos, outputs, kept, failed):
     """Writes outputs, the feature files and the list of rows, from the kept files; rows of failed videos are zeros."""
     without_video = [row for row, video in enumerate(videos) if video.path in failed]
     maps, embeddings, names = outputs
@@ -217,9 +198,8 @@ def stack(args, videos, outputs, kept_files, failed):
             if video.path in failed:
                 visual[row] = audio[row] = 0
                 continue
-            kept = kept_files[video.path]
-            visual[row], audio[row] = read_kept(kept, "visual"), read_kept(kept, "audio")
-            for note in read_kept(kept, "notes"):
+            visual[row], audio[row] = (read_kept(kept[video.path], name) for name in ("visual", "audio"))
+            for note in read_kept(kept[video.path], "notes"):
                 print(f"{video.name}: {note}", file=sys.stderr)
     write_atomically(names, "".join(f"{video.name}\n" for video in videos))
     print(f"{', '.join(map(str, outputs))}: {len(videos)} rows")
@@ -257,21 +237,15 @@ def main():
     videos = find_videos(args.videos, args.annotations and read_annotations(args.annotations))
     (args.output_dir / "by_video").mkdir(parents=True, exist_ok=True)
     with locked(args.output_dir / "extraction.lock"):
-        write_features(args, videos, device)
-
-
-def write_features(args, videos, device):
-    """Extracts the features of all videos and stacks them; lists those that could not be used and exits with 1."""
-    outputs = [args.output_dir / name for name in ("visual_feature.h5", "audio_feature.h5", "videos.txt")]
-    refuse_to_overwrite(outputs, args.overwrite)
-    if args.random_weights:
-        print("WARNING: --random_weights: the networks are untrained, and these features mean nothing", file=sys.stderr)
-
-    kept, failed = extract(args, dict.fromkeys(video.path for video in videos if video.path), device)
-    failed[None] = "is missing"
-    used = [video for video in videos if video.path not in failed]
-    if used:
-        stack(args, videos if args.annotations else used, outputs, kept, failed)
+        outputs = [args.output_dir / name for name in ("visual_feature.h5", "audio_feature.h5", "videos.txt")]
+        refuse_to_overwrite(outputs, args.overwrite)
+        if args.random_weights:
+            print("WARNING: --random_weights: these features mean nothing", file=sys.stderr)
+        kept, failed = extract(args, dict.fromkeys(video.path for video in videos if video.path), device)
+        failed[None] = "is missing"
+        used = [video for video in videos if video.path not in failed]
+        if used:
+            stack(args, videos if args.annotations else used, outputs, kept, failed)
     if len(used) < len(videos):
         where = "their rows are zeros" if args.annotations else "they have no row"
         print(f"{len(videos) - len(used)} of {len(videos)} videos could not be used; "

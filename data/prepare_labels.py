@@ -7,6 +7,7 @@ background, the last label.
 """
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_l
                    refuse_to_overwrite)
 
 
-def segment_labels(annotations, segments=10):
+def segment_labels(annotations, segments):
     """One-hot labels [videos, T, C] float64, and the one-hot category of each video [videos, C] float32.
 
     Raises UserError, with the line's number, for an event that ends after the last segment.
@@ -34,24 +35,20 @@ def segment_labels(annotations, segments=10):
     return np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)[category]
 
 
-def label_files(annotations, segments=10, background_videos=178):
+def label_files(annotations, segments, background_videos):
     """Arrays of the label files by file name, as published."""
     one_hot, category = segment_labels(annotations, segments)
-    background = np.zeros((background_videos, one_hot.shape[-1]), np.float32)
-    background[:, -1] = 1
+    background = np.eye(category.shape[1], dtype=np.float32)[-1:]
     return {"right_labels.h5": one_hot, "prob_label.h5": one_hot.mean(axis=1), "mil_labels.h5": category,
-            "labels_noisy.h5": background}
+            "labels_noisy.h5": background.repeat(background_videos, axis=0)}
 
 
 def doubtful_categories(annotations):
     """A note on names that differ in case only; and, if most categories are AVE's, on each that is not."""
     count = Counter(annotation.category for annotation in annotations if not is_background(annotation.category))
     first_line = {annotation.category: annotation.line for annotation in reversed(annotations)}
-    alike = {}
-    for name in count:
-        alike.setdefault(name.casefold(), []).append(name)
-    notes = [f"{' and '.join(map(repr, names))} differ in case only; each makes a class of its own"
-             for names in alike.values() if len(names) > 1]
+    notes = [f"{one!r} and {other!r} differ in case only; each makes a class of its own"
+             for one, other in combinations(count, 2) if one.casefold() == other.casefold()]
     unknown = [name for name in count if name not in AVE_CLASSES]
     if 2 * len(unknown) < len(count):
         notes += [f"{name!r} is not a category of AVE ({count[name]} lines, the first is line {first_line[name]}); "
@@ -61,14 +58,14 @@ def doubtful_categories(annotations):
 
 def main():
     parser = OptionParser(__doc__)
-    parser.add_argument("--annotations", type=Path, default=Path("data/Annotations.txt"), metavar="FILE",
-                        help="category&YouTube id&quality&start&end of each video (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), metavar="DIR",
-                        help="where the label files go (default: %(default)s)")
-    parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10,
-                        help="segments of a video (default: %(default)s)")
-    parser.add_argument("--background_videos", type=bounded(int, 0, 10**6), default=178, metavar="N",
-                        help="rows of labels_noisy.h5 (default: %(default)s)")
+    add = parser.add_argument
+    add("--annotations", type=Path, default=Path("data/Annotations.txt"), metavar="FILE",
+        help="category&YouTube id&quality&start&end of each video (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("data"), metavar="DIR",
+        help="for the label files (default: %(default)s)")
+    add("--segments", type=bounded(int, 1, 1000), default=10, help="segments of a video (default: %(default)s)")
+    add("--background_videos", type=bounded(int, 0, 10**6), default=178, metavar="N",
+        help="rows of labels_noisy.h5 (default: %(default)s)")
     add_overwrite_option(parser)
     args = parser.parse_args()
 

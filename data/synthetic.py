@@ -3,9 +3,8 @@
     python data/synthetic.py --output_dir data/synthetic
     python data/synthetic.py --output_dir data/full --annotations FILE --orders DIR --background 178    # real labels
 
-A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a faint look (a
-sparse pattern of visual channels). Categories belong to families. A family shares a hum and a strong look. Each video
-has its own variant of these patterns.
+A video has one event category c. Every category has a sound (a sparse pattern of audio channels) and a faint look (of
+visual channels). Categories belong to families, which share a hum and a strong look. Each video varies these patterns.
 
 - Event segment: the source of c is heard, and it is seen in a few neighbouring cells that drift slowly over the map.
 - Background segment: the source of c is heard but not seen, or seen but silent, or neither (a third each).
@@ -14,9 +13,8 @@ has its own variant of these patterns.
 - Correlated noise: textures, the same in all videos, whose strength changes slowly over the seconds and over the map.
 
 So neither modality alone tells an event: two categories are heard, and the categories of a family look much alike. The
-picture tells which of the two families is seen, and the category must come from the segments in which its sound is
-clear. --difficulty weakens sounds and looks. Background videos (for weak training) show one source and contain the
-sounds of another.
+picture tells which of the two families is seen; the category must come from the segments in which its sound is clear.
+Background videos (for weak training) show one source and contain the sounds of another.
 
 Zeros, mean, spread, tail and correlations are close to real features: 178 background videos for sound, and a single
 clip for the picture. No more real features were available.
@@ -95,14 +93,6 @@ def correlating(number, neighbours):
     return np.linalg.cholesky(neighbours ** distance).astype(np.float32)
 
 
-class Scenario(NamedTuple):
-    """What happens in the T segments of a video."""
-    source: int                # category of the main source
-    other: int                 # category of the second source; -1: there is none
-    sounds: np.ndarray         # [T] bool: the main source is heard
-    seen: np.ndarray           # [T] bool: the main source is seen
-
-
 class World:
     """The patterns of all categories, and videos made of them. Depends on nothing but the arguments."""
 
@@ -130,26 +120,19 @@ class World:
         video. Each (kind, row) draws from a generator of its own, so a video does not depend on those before it.
         """
         generator = np.random.default_rng([self.seed, kind, row])
-        scenario = (self._event_scenario(generator, category, event) if kind == 1 else
-                    self._background_scenario(generator))
+        if kind == 1:
+            background_kind = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
+            heard, seen = event | (background_kind == 0), event | (background_kind == 1)
+        else:
+            category = generator.integers(self.categories)
+            heard, seen = np.zeros(self.segments, bool), np.ones(self.segments, bool)
+        others = [other for other in range(self.categories) if (other - category) % FAMILIES]
+        other = generator.choice(others) if others else None      # the second source
         cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
         for t, (top, left) in enumerate(self._drift(generator)):
-            cells[t, top:top + self.look_size, left:left + self.look_size] = scenario.seen[t]
-        return self._render_audio(generator, scenario), self._render_visual(generator, scenario, cells), cells
-
-    def _event_scenario(self, generator, category, event):
-        background_kind = generator.integers(3, size=self.segments)      # 0: sound alone, 1: look alone, 2: neither
-        return Scenario(*self._two_sources(generator, category), sounds=event | (background_kind == 0),
-                    seen=event | (background_kind == 1))
-
-    def _background_scenario(self, generator):
-        sources = self._two_sources(generator, generator.integers(self.categories))
-        return Scenario(*sources, sounds=np.zeros(self.segments, bool), seen=np.ones(self.segments, bool))
-
-    def _two_sources(self, generator, category):
-        """The main source, of this category, and a second source from another family."""
-        others = [other for other in range(self.categories) if (other - category) % FAMILIES]
-        return category, generator.choice(others) if others else -1
+            cells[t, top:top + self.look_size, left:left + self.look_size] = seen[t]
+        audio = self._render_audio(generator, category, other, heard)
+        return audio, self._render_visual(generator, category, cells), cells
 
     def _drift(self, generator):
         """[T, 2]: corner of the source in each segment, a random walk."""
@@ -162,21 +145,19 @@ class World:
         kept = generator.random(pattern.shape) > MISSING_IN_A_VARIANT
         return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
 
-    def _render_audio(self, generator, scenario):
+    def _render_audio(self, generator, category, other, heard):
         audio = self.audio_clutter.draw(generator)[:, 0]
         drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
-        clear, over_it = scenario.sounds & ~drowned, ~scenario.sounds | drowned
-        for source, hum_heard, sound_heard in ((scenario.source, scenario.sounds, clear),
-                                               (scenario.other, over_it, over_it)):
-            if source >= 0:
+        for source, hum_heard, sound_heard in ((category, heard, heard & ~drowned),
+                                               (other, ~heard | drowned, ~heard | drowned)):
+            if source is not None:
                 audio += sound_heard[:, None] * self._variant(generator, self.sounds[source])
                 audio += hum_heard[:, None] * self._variant(generator, self.hums[source % FAMILIES])
         return AUDIO.feature(audio)
 
-    def _render_visual(self, generator, scenario, cells):
+    def _render_visual(self, generator, category, cells):
         visual = self.visual_clutter.draw(generator).reshape(*cells.shape, -1)
-        look = self.looks[scenario.source] + self.family_looks[scenario.source % FAMILIES]
-        visual[cells] += self._variant(generator, look)
+        visual[cells] += self._variant(generator, self.looks[category] + self.family_looks[category % FAMILIES])
         return VISUAL.feature(visual)
 
 
@@ -193,61 +174,43 @@ def own_annotations(generator, videos, categories, segments):
     return annotations
 
 
-def own_orders(generator, sizes):
-    """{split: rows}: a random split, rows sorted."""
-    parts = np.array_split(generator.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
-    return {split: np.sort(part) for split, part in zip(SPLITS, parts)}
-
-
-def read_orders(folder, videos):
-    """{split: rows} of published order files; UserError if one does not fit the annotations."""
-    files = find_files(folder, [f"order_{split}" for split in SPLITS])
-    return {split: read_order(files, f"order_{split}", videos).numpy() for split in SPLITS}
-
-
-def write_features(folder, suffix, videos, make_video, sizes, dtype, with_cells):
-    """Streams videos to audio_feature{suffix}.h5, visual_feature{suffix}.h5 and, with_cells, true_cells.h5.
+def write_features(args, suffix, videos, make_video):
+    """Streams videos to audio_feature{suffix}.h5, visual_feature{suffix}.h5 and, without suffix, true_cells.h5.
 
     make_video(row) -> audio, visual, cells.
     """
-    segments, audio_dim, map_size, visual_dim = sizes
-    wanted = {f"audio_feature{suffix}.h5": ((videos, segments, audio_dim), dtype),
-              f"visual_feature{suffix}.h5": ((videos, segments, map_size, map_size, visual_dim), dtype)}
-    if with_cells:
-        wanted["true_cells.h5"] = ((videos, segments, map_size, map_size), "uint8")
+    cells = videos, args.segments, args.map_size, args.map_size
+    layouts = [(f"audio_feature{suffix}.h5", (videos, args.segments, args.audio_dim), args.dtype),
+               (f"visual_feature{suffix}.h5", (*cells, args.visual_dim), args.dtype)]
+    if not suffix:
+        layouts.append(("true_cells.h5", cells, "uint8"))
     with ExitStack() as stack:
-        outputs = [stack.enter_context(new_h5(folder / name, *layout)) for name, layout in wanted.items()]
-        with progress_bar(total=videos, desc=f"writing visual_feature{suffix}.h5", unit="video") as bar:
-            for row in range(videos):
-                for output, value in zip(outputs, make_video(row)):
-                    output[row] = value
-                bar.update()
+        outputs = [stack.enter_context(new_h5(args.output_dir / name, *layout)) for name, *layout in layouts]
+        for row in progress_bar(iterable=range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video"):
+            for output, value in zip(outputs, make_video(row)):
+                output[row] = value
 
 
 def options():
     parser = OptionParser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR",
-                        help="(default: %(default)s)")
-    parser.add_argument("--difficulty", type=bounded(float, 0, 1), default=0.5,
-                        help="0: sounds and looks twice as strong, 1: nothing but clutter (default: %(default)s)")
-    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="(default: %(default)s)")
-    for split, videos in zip((*SPLITS, "background"), (800, 100, 100, 42)):
-        fewest = 0 if split == "background" else 1
-        parser.add_argument(f"--{split}", type=bounded(int, fewest, 10**6), default=videos, metavar="N",
-                            help=f"{split} videos (AVE has {dict(train=3339, background=178).get(split, 402)}; "
-                                 "default: %(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE",
-                        help="take the labels from this file (with --orders)")
-    parser.add_argument("--orders", type=Path, metavar="DIR",
-                        help="take the splits from the order files in this folder")
-    parser.add_argument("--categories", type=bounded(int, 1, 1000), default=28, help="(default: %(default)s)")
-    parser.add_argument("--segments", type=bounded(int, 1, 1000), default=10, help="(default: %(default)s)")
-    parser.add_argument("--audio_dim", type=bounded(int, 1, 100000), default=128, help="(default: %(default)s)")
-    parser.add_argument("--map_size", type=bounded(int, 1, 100), default=7,
-                        help="height and width of the map (default: %(default)s)")
-    parser.add_argument("--visual_dim", type=bounded(int, 1, 100000), default=512, help="(default: %(default)s)")
-    parser.add_argument("--dtype", choices=["float64", "float32", "float16"], default="float64",
-                        help="of the features; the published ones are (default: %(default)s)")
+    add = parser.add_argument
+    add("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR", help="(default: %(default)s)")
+    add("--difficulty", type=bounded(float, 0, 1), default=0.5,
+        help="0: sounds and looks twice as strong, 1: nothing but clutter (default: %(default)s)")
+    add("--seed", type=bounded(int, 0), default=0, help="(default: %(default)s)")
+    for split, fewest, videos, of_ave in (("train", 1, 800, 3339), ("val", 1, 100, 402), ("test", 1, 100, 402),
+                                          ("background", 0, 42, 178)):
+        add(f"--{split}", type=bounded(int, fewest, 10**6), default=videos, metavar="N",
+            help=f"{split} videos (AVE has {of_ave}; default: %(default)s)")
+    add("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
+    add("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
+    add("--categories", type=bounded(int, 1, 1000), default=28, help="(default: %(default)s)")
+    add("--segments", type=bounded(int, 1, 1000), default=10, help="(default: %(default)s)")
+    add("--audio_dim", type=bounded(int, 1, 100000), default=128, help="(default: %(default)s)")
+    add("--map_size", type=bounded(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
+    add("--visual_dim", type=bounded(int, 1, 100000), default=512, help="(default: %(default)s)")
+    add("--dtype", choices=["float64", "float32", "float16"], default="float64",
+        help="of the features; the published ones are (default: %(default)s)")
     add_overwrite_option(parser)
     args = parser.parse_args()
     if (args.annotations is None) != (args.orders is None):
@@ -263,32 +226,31 @@ def main():
 
     if args.annotations:
         annotations = read_annotations(args.annotations)
-        orders = read_orders(args.orders, len(annotations))
+        files = find_files(args.orders, [f"order_{split}" for split in SPLITS])
+        orders = [read_order(files, name, len(annotations)).numpy() for name in files]
     else:
         generator = np.random.default_rng([args.seed, 3])
-        sizes = [args.train, args.val, args.test]
-        annotations = own_annotations(generator, sum(sizes), args.categories, args.segments)
-        orders = own_orders(generator, sizes)
+        videos = args.train + args.val + args.test
+        annotations = own_annotations(generator, videos, args.categories, args.segments)
+        parts = np.split(generator.permutation(videos), [args.train, args.train + args.val])
+        orders = [np.sort(rows) for rows in parts]
 
     labels = label_files(annotations, args.segments, args.background)
     one_hot, category = labels["right_labels.h5"], labels["mil_labels.h5"].argmax(axis=-1)
     event = one_hot[:, :, -1] == 0
     for name, array in labels.items():
         write_h5(args.output_dir / name, array)
-    for split, rows in orders.items():
+    for split, rows in zip(SPLITS, orders):
         write_h5(args.output_dir / f"{split}_order.h5", rows, "order")
     write_atomically(args.output_dir / "Annotations.txt",
                      "".join("&".join(map(str, annotation[:5])) + "\n" for annotation in annotations))
 
     world = World(args.seed, one_hot.shape[-1] - 1, args.segments, args.audio_dim, args.map_size, args.visual_dim,
                   args.difficulty)
-    shape = (args.segments, args.audio_dim, args.map_size, args.visual_dim)
-    write_features(args.output_dir, "", len(annotations), lambda row: world.video(1, row, category[row], event[row]),
-                   shape, args.dtype, with_cells=True)
-    write_features(args.output_dir, "_noisy", args.background, lambda row: world.video(2, row), shape, args.dtype,
-                   with_cells=False)
+    write_features(args, "", len(annotations), lambda row: world.video(1, row, category[row], event[row]))
+    write_features(args, "_noisy", args.background, lambda row: world.video(2, row))
 
-    split_sizes = ", ".join(f"{split} {len(rows)}" for split, rows in orders.items())
+    split_sizes = ", ".join(f"{split} {len(rows)}" for split, rows in zip(SPLITS, orders))
     print(f"{args.output_dir}: {len(annotations)} videos ({split_sizes}) and {args.background} background videos; "
           f"{100 * event.mean():.1f} % event segments, "
           f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")

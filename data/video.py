@@ -67,11 +67,7 @@ def natural_order(path):
 
 
 def read_clip(path, segments=10, pad=False):
-    """The Clip of a video file.
-
-    Raises VideoError if it cannot be read, has no picture, or is too short and not padded; UserError as
-    require_packages.
-    """
+    """The Clip of a video file. Raises VideoError if it cannot be used, UserError if a Python package is missing."""
     require_packages()
     path = Path(path)
     frames, notes_on_frames = read_frames(path, segments, pad)
@@ -97,17 +93,19 @@ def read_frames(path, segments=10, pad=False):
     """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip."""
     times, duration, rate, cut, notes = _frame_times(path, segments)
     if times[-1] >= segments + TOLERANCE:
-        times, seconds = times[times < segments], float(segments)
+        times, seconds = times[times < segments], segments
     else:
         seconds = times[-1] + (duration or times[-1] / max(1, len(times) - 1) or 1 / rate)
         seconds = min(seconds, max(times[-1], segments))      # the last picture may stay for long
     if seconds < segments - TOLERANCE:
         if not pad:
             until = " until its clock jumps" * cut
-            raise VideoError(f"lasts {seconds:.1f} s{until}, {segments} are needed (--pad fills up with the last frame "
-                             "and silence, --segments takes fewer)")
+            raise VideoError(f"lasts {seconds:.1f} s{until}, {segments} are needed (--pad repeats the last frame, "
+                             "--segments takes fewer)")
         notes.append(f"the last frame fills {segments - seconds:.1f} s")
-    if is_constant(times, seconds):
+    step = times[-1] / max(1, len(times) - 1)
+    uneven = np.abs(times - np.linspace(0, times[-1], len(times))).max()
+    if uneven <= step / 2 and seconds - times[-1] <= step + TOLERANCE:      # as good as evenly spread
         fill = round((segments - seconds) * len(times) / seconds) if seconds < segments - TOLERANCE else 0
         chosen = np.minimum(frame_numbers(len(times) + fill, segments), len(times) - 1)
     else:
@@ -125,18 +123,8 @@ def read_frames(path, segments=10, pad=False):
     raise VideoError("has changed while it was read")
 
 
-def is_constant(times, seconds):
-    """Whether pictures at these times, from 0, of a clip of so many seconds are as good as evenly spread."""
-    step = times[-1] / max(1, len(times) - 1)
-    uneven = np.abs(times - np.linspace(0, times[-1], len(times))).max()
-    return uneven <= step / 2 and seconds - times[-1] <= step + TOLERANCE
-
-
 def pictures_at_constant_rate(times, rate, segments=10):
-    """Numbers [segments, 16] of the pictures to use, which are shown from these times on, at a constant whole rate.
-
-    Each constant-rate frame shows the last picture at or before its time.
-    """
+    """Numbers [segments, 16] of pictures: at a constant whole rate, each frame shows the last one at or before it."""
     ticks = frame_numbers(rate * segments, segments) / rate
     return np.maximum(0, np.searchsorted(times, ticks + ROUNDING, side="right") - 1)
 
@@ -165,7 +153,7 @@ def _frame_times(path, segments):
             times.append(max(time, before))
             if times[-1] >= segments + TOLERANCE:
                 break
-            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+            duration = float((frame.duration or 0) * (frame.time_base or 0))
         if not times:
             raise VideoError("has no picture that can be decoded")
         notes = _notes(container, "picture", damaged, start)
@@ -245,7 +233,7 @@ def log_mel_patches(samples, rate, seconds):
 
 @contextmanager
 def _open(path, kind):
-    """(container, its best stream of the kind or None). Raises VideoError if the file cannot be read."""
+    """(container, its best stream of the kind or None). Raises VideoError if it cannot be read."""
     with _reading():
         # A name is a name, though it may look like an address; nothing is fetched; tags may be in any encoding.
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
@@ -279,13 +267,11 @@ def _frames(container, stream, damaged):
             damaged.append(error)
             packet = None
         try:
-            frames = stream.decode(packet)
+            yield from stream.decode(packet)
         except av.EOFError:      # it was empty already
-            frames = []
+            pass
         except Exception as error:
             damaged.append(error)
-            frames = []
-        yield from frames
 
 
 def _notes(container, what, damaged, start):

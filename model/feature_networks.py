@@ -1,7 +1,8 @@
 """The networks behind the features of AVE: VGG-19 for pictures, VGGish for sounds, and their published weight files.
 
 VGG-19 (Simonyan and Zisserman, ICLR 2015) has Oxford's weights, in the HDF5 file that Keras published; torchvision's
-were trained differently and give other maps. VGGish (Hershey et al., ICASSP 2017) has the weights of torchvggish.
+were trained differently and give other maps. VGGish (Hershey et al., ICASSP 2017) has the weights of torchvggish. Both
+compute in the type of their weights.
 """
 import hashlib
 from pathlib import Path
@@ -16,7 +17,6 @@ from utils import UserError
 
 
 class WeightsFile(NamedTuple):
-    """A published file."""
     what: str          # description for messages
     default: Path      # where it is looked for
     source: str
@@ -51,10 +51,7 @@ def convolutions(channels, blocks):
 
 
 class VGG19(nn.Module):
-    """Pictures [B, 224, 224, 3], RGB in 0..255 of any number type -> maps of block5_pool [B, 7, 7, 512], >= 0.
-
-    Computes in the type of the weights.
-    """
+    """Pictures [B, 224, 224, 3], RGB in 0..255 of any number type -> maps of block5_pool [B, 7, 7, 512], >= 0."""
 
     def __init__(self):
         super().__init__()
@@ -67,10 +64,9 @@ class VGG19(nn.Module):
 
 
 class VGGish(nn.Module):
-    """Log mel patches [B, 96, 64] -> embeddings [B, 128], >= 0. Layers are named as in torchvggish.
+    """Log mel patches [B, 96, 64] -> embeddings [B, 128], >= 0, without PCA or quantisation.
 
-    The embedding is the last dense layer's output after its ReLU, without PCA or quantisation. Computes in the type of
-    the weights.
+    Layers are named as in torchvggish.
     """
 
     def __init__(self):
@@ -84,9 +80,8 @@ class VGGish(nn.Module):
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))      # in the order height, width, channels
 
 
-# -------------------------------------------------------------------------------------- what VGGish hears
+# ------------------------------------------------------------------------------------ what VGGish hears
 
-# The front end of VGGish (Hershey et al., ICASSP 2017).
 RATE = 16000              # samples a second that the network knows
 WINDOW, HOP, FFT = 400, 160, 512
 BANDS, LOWEST, HIGHEST = 64, 125, 7500      # mel bands, and their range in Hz
@@ -144,27 +139,16 @@ def load_vgg19(path):
     """VGG19 with the weights of Keras' file. Raises UserError if it is another file."""
     check_digest(path, VGG19_WEIGHTS)
     network = VGG19()
-    layers = iter(layer for layer in network.features if isinstance(layer, nn.Conv2d))
-    with h5py.File(path, "r", locking=False) as file, torch.no_grad():
-        for block, (_, number) in enumerate(VGG19_BLOCKS, start=1):
-            for layer in range(1, number + 1):
-                bias, kernel = arrays_in(file[f"block{block}_conv{layer}"])
-                convolution = next(layers)
-                convolution.weight.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
-                convolution.bias.copy_(torch.from_numpy(bias))
+    layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    arrays = []      # of all layers by name, which is their order: block1_conv1, block1_conv2, ...
+    with h5py.File(path, "r", locking=False) as file:
+        file.visititems(lambda _, item: arrays.append(item[()]) if isinstance(item, h5py.Dataset) else None)
+    kernels, biases = ([array for array in arrays if array.ndim == axes] for axes in (4, 1))
+    with torch.no_grad():
+        for layer, kernel, bias in zip(layers, kernels, biases, strict=True):
+            layer.weight.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
+            layer.bias.copy_(torch.from_numpy(bias))
     return network
-
-
-def arrays_in(group):
-    """The arrays of an HDF5 group at any depth, fewest axes first."""
-    arrays = []
-
-    def add(_, item):
-        if isinstance(item, h5py.Dataset):
-            arrays.append(item[()])
-
-    group.visititems(add)
-    return sorted(arrays, key=lambda array: array.ndim)
 
 
 def load_vggish(path):
