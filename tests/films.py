@@ -25,16 +25,18 @@ def tone(seconds, rate=16000, hertz=(440,), strength=0.3):
 
 
 def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono", sound_codec="pcm_s16le",
-         picture=numbered_picture, times=None, sound_start=0, transfer=None):
+         picture=numbered_picture, times=None, sound_start=0, rotation=0, transfer=None):
     """Writes a film of numbered pictures; returns its path.
 
     times: when each picture is shown, in milliseconds; else at a fixed rate. sound_start: of the sound, in seconds.
-    transfer: number of the transfer function, where it is not the usual one.
+    rotation: the flag, in degrees. transfer: number of the transfer function, where it is not the usual one.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1000 if times else rate)
         first = picture(0)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *first.shape[:2], "yuv420p", 2_000_000
+        if rotation:
+            stream.set_display_rotation(rotation)
         if transfer:
             stream.codec_context.color_trc = transfer
         heard = container.add_stream(sound_codec, rate=sound_rate, layout=layout) if sound is not None else None
@@ -50,15 +52,4 @@ def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono",
                 frame.sample_rate, frame.pts = sound_rate, start + round(sound_start * sound_rate)
                 container.mux(heard.encode(frame))
             container.mux(heard.encode())
-    return path
-
-
-def turned(path, quarters):
-    """Sets the rotation flag of an mp4 or mov film: clockwise quarter turns that a player makes."""
-    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 40      # version 0: the matrix stands 40 bytes behind the box's name
-    matrix = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
-    content[start:start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
-    path.write_bytes(content)
     return path

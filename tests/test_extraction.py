@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from conftest import TESTS, read  # noqa: E402
 from data.hdf5 import new_h5  # noqa: E402
 from data.video import (VideoError, frame_numbers, log_mel_patches, pictures_at_constant_rate,  # noqa: E402
                         read_clip, read_frames, resize)
-from films import film, number_of, tone, turned  # noqa: E402
+from films import film, number_of, tone  # noqa: E402
 from golden import extraction_recipe as recipe  # noqa: E402
 from model import feature_networks as networks  # noqa: E402
 from utils import UserError, locked  # noqa: E402
@@ -176,9 +175,9 @@ def test_fewer_frames_than_seconds_are_refused():
         frame_numbers(3, 6)
 
 
-@pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_rotation_flags_are_obeyed(tmp_path, quarters):
-    path = turned(film(tmp_path / "film.mp4", 1, 16, picture=lambda _: recipe.picture(2, 48, 160)), quarters)
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_flags_are_obeyed(tmp_path, degrees):
+    path = film(tmp_path / "film.mp4", 1, 16, picture=lambda _: recipe.picture(2, 48, 160), rotation=degrees)
     as_opencv = np.ascontiguousarray(cv2.VideoCapture(str(path)).read()[1][..., ::-1])
     np.testing.assert_array_equal(read_frames(path, 1)[0][0, 0], cv2.resize(as_opencv, (224, 224)))
 
@@ -203,14 +202,11 @@ def test_a_picture_or_a_sound_that_begins_late_is_noted_and_not_shifted(tmp_path
 @pytest.mark.parametrize("suffix, sound_codec", [("mkv", "aac"), ("ts", "mp2")])
 def test_a_film_that_is_cut_off_or_damaged_is_used_in_part_or_refused(tmp_path, suffix, sound_codec):
     path = tmp_path / f"film.{suffix}"
-    content = film(path, 2, 16, tone(2), sound_codec=sound_codec).read_bytes()
+    content = np.fromfile(film(path, 2, 16, tone(2), sound_codec=sound_codec), np.uint8)
     generator, notes, refused = np.random.default_rng(0), [], 0
-    for trial in range(20):
-        broken = np.frombuffer(content, np.uint8).copy()
-        if trial < 10:
-            broken = broken[:trial * len(content) // 10]
-        else:
-            broken[generator.integers(len(broken), size=20 * trial)] = 0
+    cut = [content[:part * len(content) // 10] for part in range(10)]
+    damaged = [content * (generator.random(len(content)) > zeros / len(content)) for zeros in range(20, 220, 20)]
+    for broken in cut + damaged:
         path.write_bytes(broken.tobytes())
         try:
             notes += read_clip(path, 2, pad=True).notes
@@ -238,14 +234,9 @@ def test_only_the_published_weights_are_accepted(tmp_path):
             load(path)
 
 
-class Malicious:
-    def __reduce__(self):
-        return exec, ("raise SystemExit('the file ran')",)
-
-
 def test_vggish_weights_run_nothing(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
-    torch.save(Malicious(), path)
+    torch.save(torch.nn.ReLU(), path)      # which is more than tensors
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(networks, "VGGISH_WEIGHTS", networks.VGGISH_WEIGHTS._replace(digest=digest))
     with pytest.raises(pickle.UnpicklingError):
@@ -385,13 +376,9 @@ def test_two_runs_do_not_write_into_one_folder(run, clips, tmp_path):
 
 
 def test_a_disk_of_unknown_size_is_not_full(tmp_path, monkeypatch):
-    for total, error in ((0, None), (10, OSError)):
-        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, used=0, free=0))  # noqa: B023
-        with pytest.raises(error) if error else nullcontext():
-            with new_h5(tmp_path / "a.h5", (2,), "float64") as dataset:
-                dataset[:] = 3
-                assert (tmp_path / f"a.h5.{os.getpid()}.partial").exists()      # each process has its own
-    assert read(tmp_path / "a.h5").tolist() == [3, 3]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
+    with new_h5(tmp_path / "a.h5", (2,), "float64"):
+        assert (tmp_path / f"a.h5.{os.getpid()}.partial").exists()      # each process has its own
 
 
 def test_a_stopped_run_continues_and_ends_in_the_same_bytes(run, clips, tmp_path, monkeypatch):
@@ -417,15 +404,11 @@ def test_features_of_other_settings_are_not_mixed_in(run, clips, tmp_path):
 
 def test_features_of_a_video_that_has_changed_are_made_again(run, clips, tmp_path):
     video = clips / "c.mov"
+    size = video.stat().st_size
     assert run(video)[0] == 0
-    film(video, 1, 30, tone(1))
-    assert "videos.txt: exists already" in run(video)[2]
-    assert run(video, "--overwrite")[0] == 0
-    np.testing.assert_allclose(features(tmp_path / "out")[0][0, 0, ..., :3], expected_visual(video), rtol=1e-5)
     loudness = features(tmp_path / "out")[1].sum()
-    content = film(video, 1, 30, tone(1, strength=0.1)).read_bytes()
-    assert len(content) == film(video, 1, 30, tone(1)).stat().st_size
-    video.write_bytes(content)      # another content of the same size
+    assert film(video, 1, 18, tone(1, hertz=[360], strength=0.1)).stat().st_size == size
+    assert "videos.txt: exists already" in run(video)[2]
     assert run(video, "--overwrite")[0] == 0 and features(tmp_path / "out")[1].sum() < loudness
 
 
