@@ -156,8 +156,9 @@ def trained(request, tiny_folder, tmp_path_factory):
 
 
 def read_log(folder, setting, model="PSP"):
-    """(header, epochs, result) of a run."""
-    first, *epochs, last = map(json.loads, (folder / f"{model}_{setting}.jsonl").read_text().splitlines())
+    """(header, epochs, result) of a run; fails if the log holds NaN or infinite values, which JSON does not have."""
+    lines = (folder / f"{model}_{setting}.jsonl").read_text().splitlines()
+    first, *epochs, last = (json.loads(line, parse_constant=pytest.fail) for line in lines)
     return first["run"], epochs, last["result"]
 
 

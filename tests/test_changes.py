@@ -1,5 +1,4 @@
 """Changes that a reader makes to the code, in a copy of it: what is recorded, chosen and reported stays right."""
-import json
 import re
 import runpy
 import shutil
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, ROOT, read, read_log, rewrite, run_main
+from conftest import MAIN, ROOT, evaluate_run, read, read_log, rewrite
 from model.checkpoint import load_checkpoint, save_tensors
 from model.run import code_checksum
 from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
@@ -93,10 +92,9 @@ def test_an_order_of_another_shape_is_refused(edited):
 
 def test_evaluation_on_other_features_is_noted(trained, tiny_folder, data_folder):
     setting, folder, _ = trained
-    evaluation = (MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir")
-    assert "has other features" not in run_main(*evaluation, tiny_folder)[1]
+    assert "has other features" not in evaluate_run(folder, setting, tiny_folder).stdout
     rewrite(data_folder / "audio_feature.h5", 2 * read(data_folder / "audio_feature.h5"))
-    assert run_main(*evaluation, data_folder)[1].count("has other features, labels or videos") == 2
+    assert evaluate_run(folder, setting, data_folder).stdout.count("has other features, labels or videos") == 2
 
 
 OPTION = ("    parser.set_defaults(nb_epoch", "    parser.loss.add_argument('--bidir_weight', type=float, default=1)\n"
@@ -115,37 +113,37 @@ def test_an_option_of_any_name_is_recorded_and_compared(edited, tmp_path, tiny_f
 def test_evaluation_names_each_argument_that_is_not_the_published_one(tiny_folder, tmp_path):
     args = {"audio_dim": 12, "visual_dim": 20, "map_size": (3, 3), "num_classes": 5, "threshold": 0.099,
             **FULLY_SUPERVISED}
-    path = tmp_path / "PSP.pt"
     for changed in ({}, {"dropout": 0.2, "renormalise": False, "attention": "mean"}):
         network_args = {**args, **changed}
-        save_tensors(path, {"setting": "fully", "model_name": "PSP", "network_args": network_args,
-                            "weights": PSPNetwork(**network_args).state_dict()})
-        code, out, error = run_main(MAIN["fully"], "--trained_model_path", path, "--data_dir", tiny_folder)
-        assert code == 0, error
-        named = re.search(r"supervised PSP(.*)\n", out)[1].strip(", ").split(", ")
-        assert sorted(named) == sorted(f"{name} {value}" for name, value in changed.items()) or named == [""]
+        save_tensors(tmp_path / "PSP_fully.pt", {"setting": "fully", "model_name": "PSP", "network_args": network_args,
+                                                 "weights": PSPNetwork(**network_args).state_dict()})
+        named = re.search(r"supervised PSP(.*)\n", evaluate_run(tmp_path, "fully", tiny_folder).stdout)[1]
+        assert sorted(named.split(", ")) == sorted(["", *(f"{name} {value}" for name, value in changed.items())])
 
 
 def test_evaluation_says_if_other_code_trained_the_checkpoint(edited, train, tiny_folder, tmp_path):
-    evaluation = (MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--data_dir", tiny_folder)
     edited(("gamma=0.8", "gamma=0.8 + 0"), options=["--nb_epoch", 1])
-    assert "note: this checkpoint was trained by other code" in run_main(*evaluation)[1]
+    assert "note: this checkpoint was trained by other code" in evaluate_run(tmp_path, "fully", tiny_folder).stdout
     train("fully", "--nb_epoch", 1)
-    assert "other code" not in run_main(*evaluation)[1]
+    assert "other code" not in evaluate_run(tmp_path, "fully", tiny_folder).stdout
 
 
-def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(tmp_path, monkeypatch):
-    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
+@pytest.fixture
+def code_copy(tmp_path):
+    return shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
+
+
+def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(code_copy, monkeypatch):
     before = code_checksum(ROOT / MAIN["fully"])
-    monkeypatch.setattr("model.run.ROOT", copy)
-    assert code_checksum(copy / MAIN["fully"]) == before
+    monkeypatch.setattr("model.run.ROOT", code_copy)
+    assert code_checksum(code_copy / MAIN["fully"]) == before
     for name, counts in (("README.md", False), ("tests/conftest.py", False), ("data/check.py", False),
                          (MAIN["weakly"], False), ("model/avel.py", False), ("psp_model.py", True),
                          ("model/metrics.py", True), (MAIN["fully"], True)):
-        text = (copy / name).read_text()
-        (copy / name).write_text(text + "\n# changed\n")
-        assert (code_checksum(copy / MAIN["fully"]) != before) == counts, name
-        (copy / name).write_text(text)
+        text = (code_copy / name).read_text()
+        (code_copy / name).write_text(text + "\n# changed\n")
+        assert (code_checksum(code_copy / MAIN["fully"]) != before) == counts, name
+        (code_copy / name).write_text(text)
 
 
 def test_all_that_a_network_returns_comes_out_in_float32_under_bf16():
@@ -156,22 +154,21 @@ def test_all_that_a_network_returns_comes_out_in_float32_under_bf16():
     assert loss.dtype == torch.float32
 
 
-def test_one_more_feature_file_reaches_training_checks_and_evaluation(data_folder, tmp_path):
+def test_one_more_feature_file_reaches_training_checks_and_evaluation(code_copy, data_folder, tmp_path):
     """Three edits: its name, its file, and the network that takes it."""
-    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "*.h5", "*.pt", "figures"))
     for name, old, new in (
             ("dataset.py", 'FEATURES = ("audio", "visual")', 'FEATURES = ("audio", "visual", "flow")'),
             ("dataset.py", "AVE_FILES = {", 'AVE_FILES = {"flow": AVEFile(("flow_feature.h5",), "flow", ""),'),
             ("psp_model.py", "def forward(self, audio, visual):\n        \"\"\"audio [B, T, Da], visual [B, T, h",
              "def forward(self, audio, visual, flow):\n        audio = audio + flow.mean()\n        \"\"\"")):
-        text = (copy / name).read_text()
+        text = (code_copy / name).read_text()
         assert old in text
-        (copy / name).write_text(text.replace(old, new))
+        (code_copy / name).write_text(text.replace(old, new))
     rewrite(data_folder / "flow_feature.h5", np.random.default_rng(0).random((40, 6, 5)))
     command = [sys.executable, MAIN["fully"], "--data_dir", data_folder, "--output_dir", tmp_path]
     for options in (["--train", "--nb_epoch", "2", "--check_epoch", "1", "--batch_size", "12"],
                     ["--trained_model_path", tmp_path / "PSP_fully.pt"]):
-        done = subprocess.run([*command, *options], cwd=copy, capture_output=True, text=True)
+        done = subprocess.run([*command, *options], cwd=code_copy, capture_output=True, text=True)
         assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr
 
 
@@ -184,15 +181,9 @@ def test_the_python_of_the_readmes_runs_and_its_checkpoint_is_evaluated(tiny_fol
         values = {}
         exec(block.replace("data/synthetic", str(tiny_folder)).replace("batch_size=32", "batch_size=8"), values)
         if "accuracy" in values:
-            code, out, error = run_main(MAIN["fully"], "--trained_model_path", "model/notebook.pt",
-                                        "--data_dir", tiny_folder)
-            assert code == 0 and f"val accuracy: {100 * values['accuracy']:.2f} %" in out, error
+            (tmp_path / "model" / "notebook.pt").rename(tmp_path / "PSP_fully.pt")
+            out = evaluate_run(tmp_path, "fully", tiny_folder).stdout
+            assert f"val accuracy: {100 * values['accuracy']:.2f} %" in out
         else:
             assert values["output"].logits.shape == (4, 10, 29)
     assert len(blocks) == 2
-
-
-def test_a_log_is_json_of_plain_values(trained):
-    setting, folder, _ = trained
-    for line in (folder / f"PSP_{setting}.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)

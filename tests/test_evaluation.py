@@ -2,24 +2,22 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
-from conftest import MAIN, ROOT, read, read_log, rewrite, run_main
+from conftest import MAIN, ROOT, accuracy_line, evaluate_run, read, read_log
 from model.checkpoint import save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
 
 @pytest.fixture
-def evaluate(trained, quick_script, tiny_folder):
+def evaluate(trained, tiny_folder):
     """Evaluates the checkpoint of the trained run; options that are given take precedence."""
     setting, folder, _ = trained
-
-    def run(*options, script=MAIN[setting], code=0):
-        return quick_script(script, "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder,
-                            *options, code=code)
-    return run
+    return partial(evaluate_run, folder, setting, tiny_folder)
 
 
 @pytest.fixture
@@ -84,77 +82,81 @@ def test_a_folder_that_lacks_only_the_labels_is_not_taken_for_one_without(evalua
     assert "right_labels.h5" in evaluate("--data_dir", bare_folder, code=2).stderr
 
 
-def test_class_names_come_from_the_checkpoint_if_there_are_no_annotations(train, quick_script, data_folder, tmp_path):
+def test_class_names_come_from_the_checkpoint_if_there_are_no_annotations(train, data_folder, tmp_path):
     annotations = data_folder / "Annotations.txt"
     annotations.write_text(annotations.read_text().replace("category 2", "Dog, barking"))
     train("fully", "--nb_epoch", 1, "--data_dir", data_folder)
     annotations.unlink()
-    out = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt",
-                       "--data_dir", data_folder).stdout
-    assert "\nDog, barking " in out
+    assert "\nDog, barking " in evaluate_run(tmp_path, "fully", data_folder).stdout
 
 
-def reverse_rows(folder):
-    """Reverses the rows of a folder, so that its categories, numbered as they appear, get other numbers."""
-    rows = np.arange(40)[::-1]
-    for name in ("audio_feature", "visual_feature", "right_labels", "mil_labels", "prob_label"):
-        rewrite(folder / f"{name}.h5", read(folder / f"{name}.h5")[rows])
-    for split in ("train", "val", "test"):
-        order = read(folder / f"{split}_order.h5", "order")
-        rewrite(folder / f"{split}_order.h5", 39 - order, "order")
-    lines = (folder / "Annotations.txt").read_text().splitlines()
-    (folder / "Annotations.txt").write_text("\n".join(lines[row] for row in rows) + "\n")
-    run_main("data/prepare_labels.py", "--annotations", folder / "Annotations.txt", "--output_dir", folder,
-             "--segments", 6, "--background_videos", 5, "--overwrite")
+NAMES = ["Dog", "Cat meow", "Owl", "Bee", "background"]
 
 
-def test_classes_in_another_order_are_matched_by_name(train, quick_script, data_folder, tmp_path):
+@pytest.fixture
+def named_folder(data_folder):
+    """A data folder whose categories have names."""
+    text = (data_folder / "Annotations.txt").read_text()
+    (data_folder / "Annotations.txt").write_text(re.sub("category (.)", lambda found: NAMES[int(found[1])], text))
+    return data_folder
+
+
+def test_classes_in_another_order_are_matched_by_name(train, named_folder, tmp_path):
     """Not by number, which would give other scores and other names in the predictions."""
-    def scores(out):
-        return re.findall(r"(?:val|test) accuracy: [\d.]+ %", out)
+    train("fully", "--data_dir", named_folder)
+    predictions = tmp_path / "predictions.json"
 
-    annotations = data_folder / "Annotations.txt"
-    for number, name in enumerate(("Dog", "Cat meow", "Owl", "Bee")):
-        annotations.write_text(annotations.read_text().replace(f"category {number}", name))
-    train("fully", "--nb_epoch", 3, "--data_dir", data_folder)
-    evaluation = (MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--data_dir", data_folder,
-                  "--save_predictions", tmp_path / "a.json")
-    before, found = quick_script(*evaluation).stdout, json.loads((tmp_path / "a.json").read_text())
-    reverse_rows(data_folder)
-    after, again = quick_script(*evaluation).stdout, json.loads((tmp_path / "a.json").read_text())
-    assert len(scores(before)) == 2 and scores(before) == scores(after)
-    assert again["label_names"] == found["label_names"] == ["Dog", "Cat meow", "Owl", "Bee", "background"]
-    assert {(video["id"], *video["labels"]) for video in again["videos"]} == {
-        (video["id"], *video["labels"]) for video in found["videos"]}
-    error = train("fully", "--nb_epoch", 3, "--data_dir", data_folder, "--resume", code=2).stderr
-    assert "has other " in error
+    def label_names():
+        """Of all segments, from an evaluation with the accuracy of the training."""
+        out = evaluate_run(tmp_path, "fully", named_folder, "--save_predictions", predictions).stdout
+        assert accuracy_line(tmp_path, "fully") in out
+        saved = json.loads(predictions.read_text())
+        return [saved["label_names"][label] for video in saved["videos"] for label in video["labels"]]
+
+    expected = label_names()
+    checkpoint = torch.load(tmp_path / "PSP_fully.pt", weights_only=True)
+    order = [2, 0, 3, 1, 4]
+    checkpoint["class_names"] = [NAMES[label] for label in order]
+    checkpoint["weights"]["classifier.2.weight"] = checkpoint["weights"]["classifier.2.weight"][order]
+    torch.save(checkpoint, tmp_path / "PSP_fully.pt")
+    assert label_names() == expected and len(set(expected)) > 2
+
+
+def test_other_classes_are_refused_in_evaluation_and_resuming(train, named_folder, tmp_path):
+    train("fully", "--nb_epoch", 1, "--data_dir", named_folder)
+    annotations = named_folder / "Annotations.txt"
     annotations.write_text(annotations.read_text().replace("Owl", "Bat"))
-    error = quick_script(*evaluation, code=2).stderr
+    error = evaluate_run(tmp_path, "fully", named_folder, code=2).stderr
     assert "was trained on other classes: only there Owl; only in the data Bat" in error and error.count("\n") == 1
+    error = train("fully", "--nb_epoch", 1, "--data_dir", named_folder, "--resume", code=2).stderr
+    assert "has other class_names (2: Owl -> Bat)" in error
 
 
 def test_classes_without_names_are_matched_by_number_with_a_note(evaluate):
     assert "matched by number" in evaluate().stdout
 
 
-def test_a_checkpoint_of_the_other_setting_is_refused(trained, evaluate):
-    other = MAIN["weakly" if trained[0] == "fully" else "fully"]
-    error = evaluate(script=other, code=2).stderr
-    assert f"is a {trained[0]} supervised checkpoint" in error and error.count("\n") == 1
+def test_a_checkpoint_of_the_other_setting_is_refused(trained, quick_script, tiny_folder):
+    setting, folder, _ = trained
+    other = MAIN["weakly" if setting == "fully" else "fully"]
+    error = quick_script(other, "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder,
+                         code=2).stderr
+    assert f"is a {setting} supervised checkpoint" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("visual_dim, scale, expected", [
-    (21, 1, "was trained with visual_dim 21, but the data has 20"), (20, 3e37, "the network's output for video row")])
-def test_a_checkpoint_that_does_not_fit_gives_no_figures(quick_script, tiny_folder, tmp_path, visual_dim, scale,
-                                                         expected):
-    arguments = dict(audio_dim=12, visual_dim=visual_dim, map_size=(3, 3), num_classes=5, threshold=0.1,
-                     **FULLY_SUPERVISED)
+@pytest.mark.parametrize("changed, scale, expected", [
+    ({"visual_dim": 21}, 1, "was trained with visual_dim 21, but the data has 20"),
+    ({"map_size": (9, 1)}, 1, "was trained with map_size (9, 1), but the data has (3, 3)"),
+    ({}, 3e37, "the network's output for video row")])
+def test_a_checkpoint_that_does_not_fit_gives_no_figures(tiny_folder, tmp_path, changed, scale, expected):
+    arguments = {"audio_dim": 12, "visual_dim": 20, "map_size": (3, 3), "num_classes": 5, "threshold": 0.1,
+                 **FULLY_SUPERVISED, **changed}
     network = PSPNetwork(**arguments)
     network.classifier[2].weight.data *= scale
     network.classifier[0].weight.data *= scale
-    save_tensors(tmp_path / "PSP.pt", {"setting": "fully", "model_name": "PSP", "network_args": arguments,
-                               "weights": network.state_dict()})
-    done = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP.pt", "--data_dir", tiny_folder, code=2)
+    save_tensors(tmp_path / "PSP_fully.pt", {"setting": "fully", "model_name": "PSP", "network_args": arguments,
+                                             "weights": network.state_dict()})
+    done = evaluate_run(tmp_path, "fully", tiny_folder, code=2)
     assert expected in done.stderr and done.stderr.count("\n") == 1 and "accuracy" not in done.stdout
 
 

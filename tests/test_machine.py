@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import utils
-from conftest import MAIN, ROOT, accuracy_line, assert_same_run, read, read_log, rewrite
+from conftest import MAIN, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite
 from model import data
 from model.avel import AVELNetwork
 from model.checkpoint import load_checkpoint
@@ -28,20 +28,19 @@ def test_memory_and_disk_train_to_the_same_bits(train, tmp_path, setting):
     assert_same_run(tmp_path / "memory", tmp_path / "disk", setting)
 
 
-@pytest.mark.parametrize("available, expected", [(100e9, "held in memory (cpu)"), (1e9, "read from disk")])
-def test_auto_takes_memory_if_there_is_room_and_else_the_disk(train, monkeypatch, available, expected):
+@pytest.mark.parametrize("available, expected", [(100e9, "memory"), (1e9, "disk")])
+def test_auto_takes_memory_if_there_is_room_and_else_the_disk(monkeypatch, available, expected):
     monkeypatch.setattr(data, "main_memory", lambda: (200e9, available))
-    assert expected in train("fully", "--nb_epoch", 1, "--device", "cpu").stdout
+    assert data.choose_place("auto", 1e6, 1e5, torch.device("cpu"))[0] == expected
 
 
-@pytest.mark.parametrize("free, precision, expected", [
-    (5.6e9, "bf16", "(cuda:0)"), (7.5e9, "fp32", "(cuda:0)"), (3e9, "bf16", "(cpu)"), (5.6e9, "fp32", "(cpu)")])
-def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, precision, expected, capsys):
+@pytest.mark.parametrize("free, value_bytes, expected", [
+    (5.6e9, 2, "cuda:0"), (7.5e9, 4, "cuda:0"), (3e9, 2, "cpu"), (5.6e9, 4, "cpu")])
+def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, value_bytes, expected):
     video = 10 * 7 * 7 * 512
     with pretended_gpu(free):
-        data.choose_place("auto", (4143 + 178) * video * (2 if precision == "bf16" else 4), 128 * video * 4,
-                     torch.device("cuda:0"))
-    assert expected in capsys.readouterr().out
+        place = data.choose_place("auto", (4143 + 178) * video * value_bytes, 128 * video * 4, torch.device("cuda:0"))
+    assert str(place[1]) == expected
 
 
 def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_file(train, data_folder, tmp_path):
@@ -82,39 +81,32 @@ def test_the_smallest_limit_of_a_control_group_counts_and_droppable_files_do_not
     assert data.main_memory(tmp_path) == (700000, 100000)
 
 
-def failing_network(monkeypatch, error):
-    """Makes the forward pass raise the error, as a student's own change may do."""
-    monkeypatch.setattr(PSPNetwork, "forward", Mock(side_effect=error))
-
-
 @pytest.mark.parametrize("error", [
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     RuntimeError("could not create a primitive"), torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_too_little_memory_for_a_step_ends_in_one_line(train, monkeypatch, error):
-    failing_network(monkeypatch, error)
+    monkeypatch.setattr(PSPNetwork, "forward", Mock(side_effect=error))
     last_line = train("fully", code=2).stderr.splitlines()[-1]
     assert "error: not enough memory (" in last_line and "try --features disk, or a smaller --batch_size" in last_line
 
 
-def test_a_bug_keeps_its_traceback_in_training_and_evaluation(trained, train, quick_script, tiny_folder, monkeypatch):
+def test_a_bug_keeps_its_traceback_in_training_and_evaluation(trained, train, tiny_folder, monkeypatch):
+    """As a student's own change may have one."""
     setting, folder, _ = trained
-    failing_network(monkeypatch, RuntimeError("shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        train(setting)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        quick_script(MAIN[setting], "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder)
+    monkeypatch.setattr(PSPNetwork, "forward", Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
+    for run in (partial(train, setting), partial(evaluate_run, folder, setting, tiny_folder)):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            run()
 
 
 # -------------------------------------------------------------------------------------------- precision
 
-def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(train, quick_script, tiny_folder, tmp_path):
+def test_bf16_is_near_fp32_and_is_kept_with_the_checkpoint(train, tiny_folder, tmp_path):
     for precision in ("fp32", "bf16"):
         train("fully", "--precision", precision, "--output_dir", tmp_path / precision)
     fp32, bf16 = (read_log(tmp_path / precision, "fully")[1][0]["loss"] for precision in ("fp32", "bf16"))
     assert bf16 != fp32 and bf16 == pytest.approx(fp32, rel=0.02)
-    done = quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "bf16" / "PSP_fully.pt",
-                        "--data_dir", tiny_folder)
-    assert accuracy_line(tmp_path / "bf16", "fully") in done.stdout
+    assert accuracy_line(tmp_path / "bf16", "fully") in evaluate_run(tmp_path / "bf16", "fully", tiny_folder).stdout
 
 
 @pytest.mark.parametrize("flags, has_bf16", [
@@ -134,11 +126,10 @@ def test_fp64_trains_in_float64_and_leaves_nothing_behind_for_the_next_run(train
 
 
 @pytest.mark.parametrize("one, other", [("fp64", "fp32"), ("fp32", "fp64")])
-def test_a_checkpoint_of_either_dtype_is_evaluated_in_either(train, quick_script, tiny_folder, tmp_path, one, other):
+def test_a_checkpoint_of_either_dtype_is_evaluated_in_either(train, tiny_folder, tmp_path, one, other):
     train("weakly", "--precision", one)
-    done = quick_script(MAIN["weakly"], "--trained_model_path", tmp_path / "PSP_weakly.pt", "--data_dir", tiny_folder,
-                        "--precision", other)
-    assert accuracy_line(tmp_path, "weakly") in done.stdout
+    out = evaluate_run(tmp_path, "weakly", tiny_folder, "--precision", other).stdout
+    assert accuracy_line(tmp_path, "weakly") in out
 
 
 @pytest.mark.parametrize("device, inside", [("cuda", (torch.float32, False)), ("cpu", (torch.bfloat16, True))])
@@ -154,7 +145,6 @@ def test_lstms_compute_in_float32_on_cuda(network, device, inside, monkeypatch):
         seen.append((features.dtype, torch.is_autocast_enabled(device)))
         return output
     monkeypatch.setattr(torch.nn.LSTM, "forward", watched)
-    before = torch.is_autocast_enabled(device)
     with pretended_gpu():
         torch.set_autocast_enabled(device, True)      # torch.autocast refuses a pretended GPU
         try:
@@ -162,7 +152,7 @@ def test_lstms_compute_in_float32_on_cuda(network, device, inside, monkeypatch):
                 lstm.to(device)(torch.rand(2, 6, lstm.input_size, device=device))
                 lstm.to("cpu")
         finally:
-            torch.set_autocast_enabled(device, before)
+            torch.set_autocast_enabled(device, False)
     assert seen == [inside] * 2
 
 
@@ -221,7 +211,7 @@ def test_a_run_prints_into_the_streams_of_a_notebook_and_needs_none(monkeypatch,
         assert "checkpoint:" in out.getvalue() and "batch" in error.getvalue()
 
 
-def test_a_terminal_without_a_character_ends_no_run(monkeypatch, train, tmp_path):
+def test_a_terminal_without_a_character_ends_no_run(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     with utils.one_line_errors():

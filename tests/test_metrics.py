@@ -2,9 +2,7 @@
 import numpy as np
 import pytest
 
-from conftest import read
-from model.class_names import read_annotations
-from model.metrics import Predictions, bootstrap_interval, find_events, matched_events
+from model.metrics import Predictions, bootstrap_interval, matched_events
 
 B = 9      # background
 
@@ -43,26 +41,11 @@ def test_nothing_to_count_is_not_zero():
     assert predictions([[1, B]], [[B, B]]).metrics(B)["video_category"] == 0
 
 
-def test_events_are_the_runs_of_one_category():
-    assert find_events(np.array([1, 1, 2, B, 2]), B) == [(1, 0, 2), (2, 2, 3), (2, 4, 5)]
-
-
 def test_half_an_overlap_is_enough_and_a_true_event_counts_once():
     assert matched_events([(1, 0, 4)], [(1, 0, 2)]) == 1            # 2 of 4
     assert matched_events([(1, 0, 4)], [(1, 3, 7)]) == 0            # 1 of 7
     assert matched_events([(1, 0, 4)], [(2, 0, 4)]) == 0            # another category
     assert matched_events([(1, 0, 4)], [(1, 0, 2), (1, 2, 4)]) == 1
-
-
-def test_reference_points_of_the_real_test_split(real_ave):
-    annotations = read_annotations(real_ave / "Annotations.txt")
-    labels = np.full((len(annotations), 10), B)
-    for row, annotation in enumerate(annotations):
-        labels[row, annotation.start:annotation.end] = 1      # the category does not matter
-    labels = labels[read(real_ave / "test_order.h5", "order")]
-    references = predictions(labels, labels).references(B)
-    assert round(100 * references["always_background"], 1) == 17.8
-    assert round(100 * references["category_everywhere"], 1) == 82.2
 
 
 def test_the_bootstrap_gives_the_interval_of_the_mean():
