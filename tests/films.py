@@ -31,6 +31,7 @@ def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono",
     times: when each picture is shown, in milliseconds; else at a fixed rate. sound_start: of the sound, in seconds.
     rotation: the flag, in degrees. transfer: number of the transfer function, where it is not the usual one.
     """
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1000 if times else rate)
         first = picture(0)

@@ -267,14 +267,20 @@ class SmallVGGish(torch.nn.Module):
 
 
 @pytest.fixture
-def run(monkeypatch, main_in_process, tmp_path):
-    """Runs the script on one second of each video, with small networks; (exit code, stdout, stderr)."""
+def run(monkeypatch, quick_script, tmp_path):
+    """Runs the script on one second of each video, with small networks, to an exit code; its stderr.
+
+    ids: of the annotations.
+    """
     monkeypatch.setattr(networks, "VGG19", SmallVGG19)
     monkeypatch.setattr(networks, "VGGish", SmallVGGish)
 
-    def run(videos, *options, output_dir=tmp_path / "out"):
-        return main_in_process("data/extract_features.py", "--videos", videos, "--output_dir", output_dir, *options,
-                               "--random_weights", "--segments", 1, "--device", "cpu")
+    def run(videos, *options, ids=(), output_dir=tmp_path / "out", code=0):
+        if ids:
+            options += ("--annotations", tmp_path / "Annotations.txt")
+            options[-1].write_text("".join(f"Bark&{video_id}&good&0&1\n" for video_id in ids))
+        return quick_script("data/extract_features.py", "--videos", videos, "--output_dir", output_dir, *options,
+                            "--random_weights", "--segments", 1, "--device", "cpu", code=code).stderr
     return run
 
 
@@ -282,10 +288,8 @@ def run(monkeypatch, main_in_process, tmp_path):
 def clips(tmp_path):
     """Folder of one-second clips, of which b.mp4 is broken, and of files to be skipped."""
     folder = tmp_path / "clips"
-    folder.mkdir()
-    film(folder / "a2.mov", 1, 16, tone(1, hertz=[320]))
-    film(folder / "a10.MOV", 1, 17, tone(1, hertz=[340]))
-    film(folder / "c.mov", 1, 18, tone(1, hertz=[360]))
+    for rate, name in enumerate(("a2.mov", "a10.MOV", "c.mov"), start=16):
+        film(folder / name, 1, rate, tone(1, hertz=[20 * rate]))
     film(folder / "silent.mp4", 1, 19)
     for name in ("b.mp4", "._a2.mov", ".hidden.mp4", "notes.txt"):
         (folder / name).write_bytes(b"broken")
@@ -303,14 +307,14 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def expected_visual(path):
-    """What SmallVGG19 makes of a one-second film."""
-    return read_frames(path, 1)[0].reshape(16, 7, 32, 7, 32, 3).mean(axis=(0, 2, 4))
+def assert_shows(visual, path):
+    """The visual features of a row are what SmallVGG19 makes of the one-second film."""
+    expected = read_frames(path, 1)[0].reshape(16, 7, 32, 7, 32, 3).mean(axis=(0, 2, 4))
+    np.testing.assert_allclose(visual[0, ..., :3], expected, rtol=1e-5)
 
 
 def test_rows_are_the_files_in_order_and_a_broken_one_has_none(run, clips, tmp_path):
-    code, _, error = run(clips)
-    assert code == 1
+    error = run(clips, code=1)
     assert "1 of 5 videos could not be used; they have no row" in error and "b.mp4: cannot be read as a video" in error
     assert "silent.mp4: no sound" in error and "mean nothing" in error
     visual, audio, attributes = features(tmp_path / "out")
@@ -320,18 +324,16 @@ def test_rows_are_the_files_in_order_and_a_broken_one_has_none(run, clips, tmp_p
     names = (tmp_path / "out" / "videos.txt").read_text().splitlines()
     assert names == ["a2.mov", "a10.MOV", "c.mov", "silent.mp4"]
     for row, name in enumerate(names):
-        np.testing.assert_allclose(visual[row, 0, ..., :3], expected_visual(clips / name), rtol=1e-5)
+        assert_shows(visual[row], clips / name)
     assert audio[:3].max(axis=(1, 2)).all() and not audio[3].any()
 
 
 def test_with_annotations_rows_are_lines_and_a_missing_video_is_zeros(run, clips, tmp_path):
-    lines = "".join(f"Bark&{video_id}&good&0&1\n" for video_id in ("c", "gone", "a2", "b", "c"))
-    (tmp_path / "Annotations.txt").write_text(lines)
-    code, _, error = run(clips, "--annotations", tmp_path / "Annotations.txt", "--dtype", "float32")
-    assert code == 1 and "row 1, gone: is missing" in error and "row 3, b: cannot be read" in error
+    error = run(clips, "--dtype", "float32", ids=["c", "gone", "a2", "b", "c"], code=1)
+    assert "row 1, gone: is missing" in error and "row 3, b: cannot be read" in error
     visual, audio, attributes = features(tmp_path / "out")
     assert visual.dtype == audio.dtype == np.float32 and len(visual) == len(audio) == 5
-    np.testing.assert_allclose(visual[2, 0, ..., :3], expected_visual(clips / "a2.mov"), rtol=1e-5)
+    assert_shows(visual[2], clips / "a2.mov")
     np.testing.assert_array_equal(visual[0], visual[4])
     assert not visual[[1, 3]].any() and not audio[[1, 3]].any()
     assert attributes["rows_without_video"].tolist() == [1, 3]
@@ -339,40 +341,32 @@ def test_with_annotations_rows_are_lines_and_a_missing_video_is_zeros(run, clips
 
 def test_with_annotations_a_part_of_the_name_is_enough_if_it_is_clear(run, tmp_path):
     folder = tmp_path / "clips"
-    folder.mkdir()
-    names = {"Dog [-x_Y1].mp4": 10, "qqq_000030.mp4": 11, "abc.f137.mp4": 12, "abc.mp4": 13, "two 1.mp4": 14,
-             "two 2.mp4": 15, "qqqq.mp4": 16, "cafe\u0301.mp4": 17, "m n.mp4": 18}
-    for name, number in names.items():
-        film(folder / name, 1, 16, picture=lambda _: recipe.picture(number, 48, 160))      # noqa: B023
-    ids = ["-x_Y1", "qqq", "abc", "two", "caf\u00e9", "m", "n"]
-    (tmp_path / "Annotations.txt").write_text("".join(f"Bark&{video_id}&good&0&1\n" for video_id in ids))
-    code, _, error = run(folder, "--annotations", tmp_path / "Annotations.txt")
-    assert code == 1 and "5 of 9 files fit no line, or more than one: abc.f137.mp4, m n.mp4, qqqq.mp4, ..." in error
+    for seed, name in enumerate(["Dog [-x_Y1].mp4", "qqq_000030.mp4", "abc.mp4", "cafe\u0301.mp4", "abc.f137.mp4",
+                                 "two 1.mp4", "two 2.mp4", "qqqq.mp4", "m n.mp4"]):
+        film(folder / name, 1, 16, picture=lambda _: recipe.picture(seed, 48, 160))      # noqa: B023
+    error = run(folder, ids=["-x_Y1", "qqq", "abc", "two", "caf\u00e9", "m", "n"], code=1)
+    assert "5 of 9 files fit no line, or more than one: abc.f137.mp4, m n.mp4, qqqq.mp4, ..." in error
     visual, _, attributes = features(tmp_path / "out")
     assert attributes["rows_without_video"].tolist() == [3, 5, 6]      # nothing that is unclear
-    for row, name in enumerate(["Dog [-x_Y1].mp4", "qqq_000030.mp4", "abc.mp4", None, "cafe\u0301.mp4"]):
-        if name:
-            np.testing.assert_allclose(visual[row, 0, ..., :3], expected_visual(folder / name), rtol=1e-5)
+    for row, name in {0: "Dog [-x_Y1].mp4", 1: "qqq_000030.mp4", 2: "abc.mp4", 4: "cafe\u0301.mp4"}.items():
+        assert_shows(visual[row], folder / name)
 
 
 def test_any_file_name_is_kept_or_listed_first(run, tmp_path):
     folder = tmp_path / "clips"
-    folder.mkdir()
-    film(folder / "a.mp4", 1, 16)
     longest = [film(folder / f"{letter * 251}.mp4", 1, rate) for letter, rate in (("b", 17), ("c", 18))]
-    (folder / "a.mp4").rename(folder / "two\nlines.mp4")
-    code, _, error = run(folder)
-    assert code == 1 and error.index(r"'two\nlines.mp4': not used: has a name") < error.index("extracting")
+    film(folder / "a.mp4", 1, 16).rename(folder / "two\nlines.mp4")
+    error = run(folder, code=1)
+    assert error.index(r"'two\nlines.mp4': not used: has a name") < error.index("extracting")
     assert "1 of 3 videos could not be used" in error
-    for row, path in enumerate(longest):
-        np.testing.assert_allclose(features(tmp_path / "out")[0][row, 0, ..., :3], expected_visual(path), rtol=1e-5)
+    for visual, path in zip(features(tmp_path / "out")[0], longest):
+        assert_shows(visual, path)
 
 
 def test_two_runs_do_not_write_into_one_folder(run, clips, tmp_path):
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out" / "extraction.lock"):
-        code, _, error = run(clips / "c.mov")
-    assert code == 2 and "another run is writing there" in error
+        assert "another run is writing there" in run(clips / "c.mov", code=2)
 
 
 def test_a_disk_of_unknown_size_is_not_full(tmp_path, monkeypatch):
@@ -382,49 +376,48 @@ def test_a_disk_of_unknown_size_is_not_full(tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_continues_and_ends_in_the_same_bytes(run, clips, tmp_path, monkeypatch):
-    assert run(clips, output_dir=tmp_path / "whole")[0] == 1
+    run(clips, output_dir=tmp_path / "whole", code=1)
     monkeypatch.setattr(SmallVGG19, "stop_at", 3)
-    assert run(clips)[0] == 130
+    run(clips, code=130)
     kept = files(tmp_path / "out" / "by_video")
     assert len(kept) == 2 and list(files(tmp_path / "out")) == ["extraction.lock"]
-    # Two more can be used. A third one would stop the run again.
-    assert run(clips)[0] == 1
+    run(clips, code=1)      # two more can be used; a third one would stop the run again
     assert kept.items() <= files(tmp_path / "out" / "by_video").items()
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_features_of_other_settings_are_not_mixed_in(run, clips, tmp_path):
     out, video = tmp_path / "out", clips / "c.mov"
-    assert run(video)[0] == 0
+    run(video)
     for name in files(out):
         (out / name).unlink()
-    code, _, error = run(video, "--pad")
-    assert code == 2 and f"{out / 'by_video' / 'c.mov.npz'}: was made with --segments 1" in error
+    assert f"{out / 'by_video' / 'c.mov.npz'}: was made with --segments 1" in run(video, "--pad", code=2)
 
 
 def test_features_of_a_video_that_has_changed_are_made_again(run, clips, tmp_path):
     video = clips / "c.mov"
     size = video.stat().st_size
-    assert run(video)[0] == 0
+    run(video)
     loudness = features(tmp_path / "out")[1].sum()
     assert film(video, 1, 18, tone(1, hertz=[360], strength=0.1)).stat().st_size == size
-    assert "videos.txt: exists already" in run(video)[2]
-    assert run(video, "--overwrite")[0] == 0 and features(tmp_path / "out")[1].sum() < loudness
+    assert "videos.txt: exists already" in run(video, code=2)
+    run(video, "--overwrite")
+    assert features(tmp_path / "out")[1].sum() < loudness
 
 
 def test_networks_are_not_loaded_for_features_that_are_kept(run, clips, tmp_path, monkeypatch):
-    assert run(clips / "c.mov")[0] == 0
+    run(clips / "c.mov")
     before = files(tmp_path / "out")
     monkeypatch.setattr(networks, "VGG19", None)
-    assert run(clips / "c.mov", "--overwrite")[0] == 0 and files(tmp_path / "out") == before
+    run(clips / "c.mov", "--overwrite")
+    assert files(tmp_path / "out") == before
 
 
 def test_kept_features_that_are_damaged_are_named(run, clips, tmp_path):
     damaged = tmp_path / "out" / "by_video" / "a2.mov.npz"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"PK")
-    code, _, error = run(clips)
-    assert code == 2 and f"{damaged}: cannot be read" in error
+    assert f"{damaged}: cannot be read" in run(clips, code=2)
 
 
 def test_missing_weights_are_told_with_their_addresses(main_in_process, clips, tmp_path):
