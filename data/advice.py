@@ -44,8 +44,6 @@ def write_command(path, name, array="a", read=None, before=""):
     return f"write {new}{instead}: python -c {shlex.quote(program)}"
 
 
-# ---------------------------------------------------------------------------------------------------- one file
-
 def file_advice(path, name, annotations):
     """On a file of this name in `AVE_FILES` that is missing or cannot be used; annotations: where they should be."""
     try:
@@ -54,10 +52,7 @@ def file_advice(path, name, annotations):
             if file.read(6) == b"\x93NUMPY":
                 return _numpy_advice(path, name, source, annotations)
         with h5py.File(path, "r", locking=False) as file:
-            dataset = file.get(AVE_FILES[name].key)
-            if isinstance(dataset, h5py.Dataset):
-                return _storage_advice(path, name, dataset)
-            return _key_advice(path, name, file)
+            return _hdf5_advice(path, name, file)
     except Exception:      # of a damaged file, h5py raises errors of any kind
         return []
 
@@ -66,6 +61,7 @@ def _numpy_advice(path, name, source, annotations):
     """On a NumPy file: an array of numbers, or a pickled dict {video id: array}."""
     try:
         np.load(source, mmap_mode="r")
+        return [f"{source} is a NumPy file: {write_command(path, name, read=f'numpy.load({quoted(source)})')}"]
     except ValueError:      # Python objects; only unpickling, which may run any code, would tell which
         before = f"d = numpy.load({quoted(source)}, allow_pickle=True).item(); "
         order, rows = "of their names", "sorted(d)"
@@ -77,22 +73,19 @@ def _numpy_advice(path, name, source, annotations):
         command = write_command(path, name, read=f"numpy.stack([d[i] for i in {rows}])", before=before)
         return [f"{source} is a NumPy file of Python objects. If they are a dict, an array by video id, and you trust "
                 f"its source, stack them in the order {order}: {command}"]
-    return [f"{source} is a NumPy file: {write_command(path, name, read=f'numpy.load({quoted(source)})')}"]
 
 
-def _key_advice(path, name, file):
-    """On an HDF5 file without the expected dataset: choose one of those that it holds."""
-    keys = []      # at any depth
-    file.visititems(lambda key, item: keys.append(key) if isinstance(item, h5py.Dataset) else None)
-    if not keys:
-        return ["it holds no dataset at all; download or make it again"]
-    found = ", ".join(f"{key} {file[key].shape}" for key in keys)[:200]
-    key, choose = (keys[0], ":") if len(keys) == 1 else ("NAME", "; with the right one for NAME,")
-    return [f"it holds {found}{choose} {write_command(path, name, read=read_hdf5(path, key))}"]
-
-
-def _storage_advice(path, name, dataset):
-    """On a dataset whose numbers are in other files."""
+def _hdf5_advice(path, name, file):
+    """On an HDF5 file without the expected dataset, or whose numbers are in other files."""
+    dataset = file.get(AVE_FILES[name].key)
+    if not isinstance(dataset, h5py.Dataset):
+        keys = []      # at any depth
+        file.visititems(lambda key, item: keys.append(key) if isinstance(item, h5py.Dataset) else None)
+        if not keys:
+            return ["it holds no dataset at all; download or make it again"]
+        found = ", ".join(f"{key} {file[key].shape}" for key in keys)[:200]
+        key, choose = (keys[0], ":") if len(keys) == 1 else ("NAME", "; with the right one for NAME,")
+        return [f"it holds {found}{choose} {write_command(path, name, read=read_hdf5(path, key))}"]
     # HDF5 looks for virtual sources in the folder of the file, for external ones in the current folder.
     sources = [path.parent / source.file_name for source in dataset.virtual_sources()] if dataset.is_virtual else []
     sources += [Path.cwd() / source for source, *_ in dataset.external or []]
@@ -101,8 +94,6 @@ def _storage_advice(path, name, dataset):
         return [f"its numbers are in other files, which are missing: {', '.join(missing)[:200]}"]
     return [f"its numbers are in other files: {write_command(path, name)}"] if sources else []
 
-
-# --------------------------------------------------------------------------------------------- files together
 
 def shape_advice(files):
     """On each file whose shape cannot be right, as far as the shapes tell what it is."""
@@ -113,14 +104,14 @@ def shape_advice(files):
         # The first axis of all files should be videos: the commonest size at either end.
         ends = Counter([shape[0] for shape in shapes.values()] + [shape[-1] for shape in shapes.values()])
         for name, shape in shapes.items():
-            visual, one_channel = name.startswith("visual"), len(shape) == 5 and shape[4] == 1
+            visual = name.startswith("visual")
             if shape[0] != ends.most_common(1)[0][0] == shape[-1]:
                 advice.append(f"the axes of {files[name]} look reversed: {write_command(files[name], name, 'a.T')}")
             elif visual and len(shape) == 3:
                 command = write_command(files[name], name, "a[:, :, None, None]")
                 advice.append(f"features without a map need 1 x 1 cells: {command}")
-            elif visual and one_channel and shape[2] * shape[3] > MOST_CELLS:
-                command = write_command(files[name], name, f"a.reshape({shape[0]}, {shape[1]}, 1, 1, -1)")
+            elif visual and len(shape) == 5 and shape[4] == 1 and shape[2] * shape[3] > MOST_CELLS:
+                command = write_command(files[name], name, "a.reshape(*a.shape[:2], 1, 1, -1)")
                 advice.append(f"these may be flattened features; as channels of 1 x 1 cells: {command}")
             elif name.startswith("audio") and len(shape) == 5:
                 advice.append("these look like maps of VGGish's last pooling layer; its last layer is needed")
@@ -134,9 +125,8 @@ def rows_advice(files, ids, annotations):
     known = ids or ("labels" in files and read_shape(files, "labels")[0] == lines)
     if not known or rows != {videos} or videos == lines:
         return []
-    return [f"{annotations} has {lines} lines for {videos} videos, since some stand in it more than once; the features "
-            "have a row for each video: extract them with data/extract_features.py --annotations, which makes one for "
-            "each line"]
+    return [f"{annotations} has {lines} lines for {videos} videos, since some stand in it more than once; extract "
+            "features with data/extract_features.py --annotations, which makes a row for each line, not each video"]
 
 
 def channels_first(files, sizes):

@@ -18,7 +18,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.advice import (background_first, channels_first, file_advice, other_than_annotated,  # noqa: E402
                          read_hdf5, rows_advice, shape_advice, write_command)
-from data.hdf5 import row_blocks  # noqa: E402
 from data.prepare_labels import doubtful_categories  # noqa: E402
 from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, check_weak_shapes, feature_attribute,  # noqa: E402
                      find_file, open_file, read_label_share, read_one_hot, read_order, read_rows, read_sizes,
@@ -28,7 +27,7 @@ from model.data import has_labels  # noqa: E402
 from model.options import FILE_OPTIONS, add_data_options  # noqa: E402
 from utils import OptionParser, UserError, one_line_errors, progress_bar  # noqa: E402
 
-POINTER = r"[;,] 'python data/check\.py .*' says more"      # to this script
+BLOCK_VALUES = 2**24      # values that are read at once
 BUILD = "build it with data/prepare_labels.py"
 
 
@@ -39,10 +38,8 @@ class Audit:
         self.problems, self.doubts, self.notes = [], [], []
         self.weak_option = ""      # without which weak training refuses the folder
 
-    def problem(self, text, *advice):
-        lines = re.sub(POINTER, "", str(text)), *advice
-        if lines not in self.problems:
-            self.problems.append(lines)
+    def problem(self, *lines):
+        self.problems.append(lines)
 
     def doubt(self, *lines):
         self.doubts.append(lines)
@@ -53,8 +50,7 @@ class Audit:
 
     def without_background(self, *lines):
         """Weak training takes the folder without the background videos; lines: why."""
-        self.note("weak training needs --background_videos off, since files of background videos cannot be used:",
-                  *(re.sub(POINTER, "", line) for line in lines))
+        self.note("weak training needs --background_videos off, since files of these videos cannot be used:", *lines)
         self.weak_option = " with --background_videos off"
 
     def attempt(self, function, *arguments, advice=()):
@@ -62,7 +58,7 @@ class Audit:
         try:
             return function(*arguments)
         except UserError as error:
-            self.problem(error, *advice)
+            self.problem(str(error), *advice)
             return None
 
 
@@ -80,15 +76,16 @@ def scan(audit, path, name):
     with open_file({name: path}, name) as dataset:
         if dataset.size == 0:
             raise UserError(f"{path}: is empty; it should hold {AVE_FILES[name].content}")
-        for rows in progress_bar(iterable=row_blocks(dataset), desc=path.name, unit="block", leave=False, delay=1):
+        step = max(1, BLOCK_VALUES * len(dataset) // dataset.size)
+        for start in progress_bar(iterable=range(0, len(dataset), step), desc=path.name, leave=False, delay=1):
             with np.errstate(over="ignore", invalid="ignore"):
-                block = read_rows(path, dataset, rows).astype(np.float32, copy=False)      # as in training
+                block = read_rows(path, dataset, slice(start, start + step)).astype(np.float32)      # as in training
+            block = block.reshape(len(block), -1)
             low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
             zeros += (block == 0).sum()
-            wrong = ~np.isfinite(block).reshape(len(block), -1)
-            odd += wrong.sum()
-            odd_rows += (rows.start + np.flatnonzero(wrong.any(axis=1))).tolist()
-            zero_rows += (rows.start + np.flatnonzero(~block.reshape(len(block), -1).any(axis=1))).tolist()
+            odd += (~np.isfinite(block)).sum()
+            odd_rows += (start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+            zero_rows += (start + np.flatnonzero(~block.any(axis=1))).tolist()
         row = (path.name, " x ".join(map(str, dataset.shape)), dataset.dtype, f"{path.stat().st_size / 1e6:.1f}",
                f"{low:.4g} .. {high:.4g}", f"{zeros / dataset.size:.1%}", odd)
     if odd and name not in FEATURES:      # of features, training reads the videos of the splits alone
@@ -133,28 +130,28 @@ def check_weak_labels(audit, files, labels, sizes):
     if (not set(required_files([], True, background_videos=not audit.weak_option)) <= files.keys()
             or audit.attempt(check_weak_shapes, alone, sizes, advice=shape_advice(alone)) is None):
         return
-    wrong = {}      # name: (whether each video is wrong, what is, advice)
+
+    def compare(name, wrong, what, advice=BUILD):
+        if wrong.any():
+            audit.doubt(f"{files[name]}: {wrong.sum()} videos have another {what} (first in row {wrong.argmax()})",
+                        advice)
+
     share = audit.attempt(read_label_share, files)
     if share is not None:
         difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1)) > SHARE_TOLERANCE
         command = write_command(files["label_share"], "label_share", "a.mean(axis=1)",
                                 read_hdf5(files["labels"], AVE_FILES["labels"].key))
-        wrong["label_share"] = difference.any(axis=1), f"share of labels than in {files['labels']}", command
+        compare("label_share", difference.any(axis=1), f"share of labels than in {files['labels']}", command)
     category = audit.attempt(read_one_hot, files, "video_labels")
     if category is not None:
         other = (labels != sizes.background).any(axis=1) & (labels != category.numpy()[:, None]).all(axis=1)
-        wrong["video_labels"] = other, f"category than in {files['labels']}", BUILD
+        compare("video_labels", other, f"category than in {files['labels']}")
     if not audit.weak_option:
         try:
             check_weak_shapes(files, sizes)
-            other = read_one_hot(files, "labels_bg").numpy() != sizes.background
-            wrong["labels_bg"] = other, "label than background", BUILD
+            compare("labels_bg", read_one_hot(files, "labels_bg").numpy() != sizes.background, "label than background")
         except UserError as error:
             audit.without_background(str(error), *shape_advice(files))
-    for name, (videos, what, advice) in wrong.items():
-        if videos.any():
-            audit.doubt(f"{files[name]}: {videos.sum()} videos have another {what} (first in row {videos.argmax()})",
-                        advice)
 
 
 def check_orders(audit, files, num_rows, ids):
@@ -181,14 +178,14 @@ def check_orders(audit, files, num_rows, ids):
 
 def check_finite(audit, files, odd_rows, orders):
     """Features that are not finite are a problem in a video of a split; without orders, in any."""
-    for name in [name for name in FEATURES if name in files]:
-        odd = set(odd_rows[name])
+    for name in FEATURES:
+        odd = set(odd_rows.get(name, []))
         used = odd & set().union(*orders.values()) if orders else odd
+        text = f"{files.get(name)}: {len(used or odd)} videos have values that are NaN or infinite"
         if used:
-            audit.problem(f"{files[name]}: {len(used)} videos have values that are NaN or infinite (first in row "
-                          f"{min(used)}); extract or download it again")
+            audit.problem(f"{text} (first in row {min(used)}); extract or download it again")
         elif odd:
-            audit.note(f"{files[name]}: {len(odd)} videos have values that are NaN or infinite, but are in no split")
+            audit.note(f"{text}, but are in no split")
 
 
 def check_videos(audit, files, zero_rows, orders):
@@ -206,17 +203,15 @@ def check_videos(audit, files, zero_rows, orders):
 
 def print_splits(labels, orders, names):
     """Prints the videos of each category in each split, and the share of event segments."""
-    event = labels != len(names) - 1
-    table = [("category", *orders)]
-    for label, name in enumerate(names[:-1]):
-        table.append((name, *((labels[rows] == label).any(axis=1).sum() for rows in orders.values())))
-    table.append(("no event at all", *((~event[rows]).all(axis=1).sum() for rows in orders.values())))
-    table.append(("all videos", *map(len, orders.values())))
-    for name, held in (("segments that hold the event", event),
-                       ("videos with the event in all segments", event.all(axis=1))):
-        table.append((name, *(f"{held[rows].mean():.1%}" for rows in orders.values())))
+    columns = [["category", *names[:-1], "no event at all", "all videos", "segments that hold the event",
+                "videos with the event in all segments"]]
+    for split, rows in orders.items():
+        event = labels[rows] != len(names) - 1
+        videos = [(labels[rows] == label).any(axis=1).sum() for label in range(len(names) - 1)]
+        columns.append([split, *videos, (~event).all(axis=1).sum(), len(rows), f"{event.mean():.1%}",
+                        f"{event.all(axis=1).mean():.1%}"])
     print()
-    print_table(table)
+    print_table(zip(*columns))
 
 
 def check_labels(audit, args, files, sizes, annotations, names, ids):
@@ -287,7 +282,10 @@ def main():
     check_folder(audit, args, given, labelled)
     for title, found in (("Worth knowing:", audit.notes), ("Doubtful:", audit.doubts), ("Wrong:", audit.problems)):
         if found:
-            print("\n" + title, *("  - " + "\n    ".join(lines) for lines in found), sep="\n")
+            print("\n" + title)
+        for lines in dict.fromkeys(found):
+            text = "\n    ".join(lines)
+            print("  -", re.sub(r"[;,] 'python data/check\.py .*' says more", "", text))
     what = f"trained on (fully{' and weakly' if args.setting == 'both' else ''} supervised{audit.weak_option})"
     if not labelled:
         what = "labelled by a trained network (it has only features)"

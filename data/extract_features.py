@@ -214,14 +214,12 @@ def options():
         help="Annotations.txt: row i is line i, of the file ID.mp4 or Title [ID].mp4 (or another kind of video)")
     add("--segments", type=bounded(int, 1, 1000), default=10, metavar="N",
         help="segments of a video, a second each (default: %(default)s)")
-    add("--pad", action="store_true",
-        help="fill short clips with their last frame and silence, instead of refusing them")
+    add("--pad", action="store_true", help="fill short clips with their last frame and silence, do not refuse them")
     add("--dtype", choices=["float64", "float32", "float16"], default="float64",
         help="of the features (default: %(default)s, as published)")
     for option, weights in (("--vgg19_weights", VGG19_WEIGHTS), ("--vggish_weights", VGGISH_WEIGHTS)):
         add(option, type=Path, default=weights.default, metavar="FILE", help=f"{weights.what} (default: %(default)s)")
-    add("--random_weights", action="store_true",
-        help="run without these files; such features mean nothing")
+    add("--random_weights", action="store_true", help="run without these files; such features mean nothing")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default here: %(default)s)")
     add("--batch_size", type=bounded(int, 1), default=16, metavar="N",

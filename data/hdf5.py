@@ -1,4 +1,4 @@
-"""HDF5 files: written as a whole or not at all, and read in blocks."""
+"""HDF5 files, written as a whole or not at all."""
 import errno
 import math
 import os
@@ -44,12 +44,3 @@ def write_h5(path, array, key="avadataset"):
     """Writes a whole file. Raises OSError as `new_h5`."""
     with new_h5(path, array.shape, array.dtype, key) as dataset:
         dataset[...] = array
-
-
-BLOCK_VALUES = 2**24      # values per read
-
-
-def row_blocks(dataset):
-    """Slices of rows, of about `BLOCK_VALUES` values each, that cover the dataset."""
-    step = max(1, BLOCK_VALUES // max(1, math.prod(dataset.shape[1:])))
-    return [slice(start, min(start + step, len(dataset))) for start in range(0, len(dataset), step)]

@@ -113,6 +113,11 @@ class World:
         chosen = generator.random((number, channels)) < CHANNELS_OF_A_PATTERN
         return (chosen * generator.uniform(1, 2, chosen.shape)).astype(np.float32)
 
+    def _variant(self, generator, pattern):
+        """A video's own variant of a pattern: some of its channels are missing, the rest differ in strength."""
+        kept = generator.random(pattern.shape) > MISSING_IN_A_VARIANT
+        return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
+
     def video(self, kind, row, category=None, event=None):
         """(audio [T, Da], visual [T, h, w, Dv], true cells [T, h, w]) of one video, float32.
 
@@ -128,37 +133,26 @@ class World:
             heard, seen = np.zeros(self.segments, bool), np.ones(self.segments, bool)
         others = [other for other in range(self.categories) if (other - category) % FAMILIES]
         other = generator.choice(others) if others else None      # the second source
-        cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
-        for t, (top, left) in enumerate(self._drift(generator)):
-            cells[t, top:top + self.look_size, left:left + self.look_size] = seen[t]
-        audio = self._render_audio(generator, category, other, heard)
-        return audio, self._render_visual(generator, category, cells), cells
-
-    def _drift(self, generator):
-        """[T, 2]: corner of the source in each segment, a random walk."""
-        steps = generator.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=(self.segments, 2))
+        steps = generator.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=(self.segments, 2))      # a random walk
         steps[0] = generator.integers(self.map_size - self.look_size + 1, size=2)
-        return np.clip(np.cumsum(steps, axis=0), 0, self.map_size - self.look_size)
-
-    def _variant(self, generator, pattern):
-        """A video's own variant of a pattern: some of its channels are missing, the rest differ in strength."""
-        kept = generator.random(pattern.shape) > MISSING_IN_A_VARIANT
-        return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
-
-    def _render_audio(self, generator, category, other, heard):
-        audio = self.audio_clutter.draw(generator)[:, 0]
-        drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
-        for source, hum_heard, sound_heard in ((category, heard, heard & ~drowned),
-                                               (other, ~heard | drowned, ~heard | drowned)):
-            if source is not None:
-                audio += sound_heard[:, None] * self._variant(generator, self.sounds[source])
-                audio += hum_heard[:, None] * self._variant(generator, self.hums[source % FAMILIES])
-        return AUDIO.feature(audio)
-
-    def _render_visual(self, generator, category, cells):
+        corners = np.clip(np.cumsum(steps, axis=0), 0, self.map_size - self.look_size)
+        cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
+        for t, (top, left) in enumerate(corners):
+            cells[t, top:top + self.look_size, left:left + self.look_size] = seen[t]
+        audio = self._audio(generator, category, other, heard)
         visual = self.visual_clutter.draw(generator).reshape(*cells.shape, -1)
         visual[cells] += self._variant(generator, self.looks[category] + self.family_looks[category % FAMILIES])
-        return VISUAL.feature(visual)
+        return audio, VISUAL.feature(visual), cells
+
+    def _audio(self, generator, category, other, heard):
+        audio = self.audio_clutter.draw(generator)[:, 0]
+        drowned = generator.random(self.segments) < SHARE_OF_DROWNED_SOUNDS
+        patterns = [(self.sounds[category], heard & ~drowned), (self.hums[category % FAMILIES], heard)]
+        if other is not None:
+            patterns += [(pattern, ~heard | drowned) for pattern in (self.sounds[other], self.hums[other % FAMILIES])]
+        for pattern, when in patterns:
+            audio += when[:, None] * self._variant(generator, pattern)
+        return AUDIO.feature(audio)
 
 
 def own_annotations(generator, videos, categories, segments):
