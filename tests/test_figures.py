@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from conftest import ROOT, assert_close_json, run_main  # noqa: E402
+from conftest import ROOT, assert_close_json, run_quickly  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "figures"))
 import compare_runs  # noqa: E402
@@ -67,19 +67,13 @@ def test_an_interval_is_the_one_of_a_bootstrap_of_seeds_and_videos_in_plain_pyth
     assert [found["low"], found["high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
 
 
-def test_a_difference_is_taken_seed_by_seed_and_video_by_video(tmp_path):
-    def result(name, correct, **options):
-        return run_results.read_result(made_up_run(tmp_path / name, correct, **options))[0]
+def test_other_seeds_are_not_paired_and_other_data_not_compared(tmp_path):
+    def result(name, **options):
+        return run_results.read_result(made_up_run(tmp_path / name, [[0, 5, 9], [9, 0, 5]], **options))[0]
 
-    baseline = result("baseline", [[0, 5, 9], [9, 0, 5]])
-    better = result("better", [[1, 6, 10], [10, 1, 6]])
-    reseeded = result("seeds", [[0, 5, 9], [9, 0, 5]], first_seed=7)
-    other_data = result("data", [[0, 5, 9], [9, 0, 5]], fingerprint="e")
-    found = run_results.difference(better, baseline)
-    assert [found["mean"], found["low"], found["high"]] == pytest.approx([10, 10, 10])
-    assert found["paired"] and not run_results.difference(reseeded, baseline)["paired"]
-    with pytest.raises(UserError, match="data and .*baseline: cannot be compared"):
-        run_results.difference(other_data, baseline)
+    assert not run_results.difference(result("seeds", first_seed=7), result("baseline"))["paired"]
+    with pytest.raises(UserError, match="data and .*seeds: cannot be compared"):
+        run_results.difference(result("data", fingerprint="e"), run_results.read_result(tmp_path / "seeds")[0])
 
 
 def test_p_agrees_with_the_interval_and_is_adjusted_as_by_hand():
@@ -105,8 +99,8 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
         paper_tables.Row("chosen on test", "fully", metric="best_test")])})
     made_up_run(tmp_path / "rows" / "fully", [[8, 6], [6, 4]])
     made_up_run(tmp_path / "rows" / "fully_threshold_0p5", [[9, 8], [7, 4]])
-    code, out, error = run_main("paper_tables.py", "--output_dir", tmp_path)
-    assert code == 0 and "0 rows to do" in out, error
+    out = run_quickly("paper_tables.py", "--output_dir", tmp_path).stdout
+    assert "0 rows to do" in out
     psp, pruned, on_test = json.loads((tmp_path / "tables.json").read_text())["tables"]["threshold"]["rows"]
     assert psp["values"] == pytest.approx([70, 50]) and psp["difference"] is None
     assert pruned["std"] == pytest.approx(np.std([85, 55], ddof=1))
@@ -119,14 +113,14 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     shutil.rmtree(tmp_path / "rows")
     names = "tables.json", "tables.md", "threshold.png"
     before = [(tmp_path / name).read_bytes() for name in names]
-    assert run_main("paper_tables.py", "--report_only", "--output_dir", tmp_path)[0] == 0
+    run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path)
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
 def test_the_stored_results_of_an_earlier_revision_give_the_committed_tables(tmp_path):
     committed = ROOT / "figures" / "rehearsal"
     shutil.copy(committed / "results.json.gz", tmp_path)
-    assert run_main("paper_tables.py", "--report_only", "--output_dir", tmp_path)[0] == 0
+    run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path)
     # Not the same bits on each processor.
     assert_close_json(tmp_path / "tables.json", committed / "tables.json", abs=1e-9)
 
@@ -142,11 +136,12 @@ def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tin
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=stop_this_process, daemon=True).start()
-    code, _, _ = run_main("paper_tables.py", *options)
-    assert code == 128 + signal.SIGTERM and not (tmp_path / "tables.md").exists()
+    run_quickly("paper_tables.py", *options, code=128 + signal.SIGTERM)
+    assert not (tmp_path / "tables.md").exists()
 
-    code, out, error = run_main("paper_tables.py", *options)
-    assert code == 2 and "1 of the rows failed" in error and "fully_threshold_7: fully_supervised_main.py: error" in out
+    done = run_quickly("paper_tables.py", *options, code=2)
+    assert "1 of the rows failed" in done.stderr
+    assert "fully_threshold_7: fully_supervised_main.py: error" in done.stdout
     psp, failed = json.loads((tmp_path / "tables.json").read_text())["tables"]["main"]["rows"]
     assert psp["n"] == 2 and "error" in failed
     assert "continuing the run" in (tmp_path / "rows" / "fully" / "output.txt").read_text()
@@ -173,16 +168,15 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
     folders = [made_up_run(tmp_path / "a", [[8, 6], [6, 4]], LAMBDA=100),
                made_up_run(tmp_path / "b", [[9, 7], [7, 5]], LAMBDA=100),
                made_up_run(tmp_path / "c", [[9, 7], [7, 5]], LAMBDA=1)]
-    code, out, error = run_main("compare_runs.py", *folders[:2], "--names", "$x_{", "changed")
-    assert code == 0, error
+    out = run_quickly("compare_runs.py", *folders[:2], "--names", "$x_{", "changed").stdout
     assert "| changed | 70.00 ± 0.00 | 70.00 ± 14.14 (" in out and "**+10.0 (+10.0 to +10.0)**, p 0.0002 | " in out
     assert [axes.get_ylabel() for axes in figures[0].axes] == list(drawing.PANELS.values())
-    code, out, _ = run_main("compare_runs.py", *folders[1:])
+    out = run_quickly("compare_runs.py", *folders[1:]).stdout
     assert "training losses are not drawn" in out and "note: 2 seeds;" in out and len(figures[1].axes) == 2
     for name in ("b/PSP_fully_runs.json", "b/seed1/PSP_fully.jsonl", "b/seed2/PSP_fully.jsonl"):
         shutil.copy(tmp_path / name, tmp_path / name.replace("fully", "weakly"))
-    assert "has 2 files *_runs.json" in run_main("compare_runs.py", *folders[:2])[2]
-    out = run_main("compare_runs.py", *(tmp_path / f"b/PSP_{s}_runs.json" for s in ("fully", "weakly")))[1]
+    assert "has 2 files *_runs.json" in run_quickly("compare_runs.py", *folders[:2], code=2).stderr
+    out = run_quickly("compare_runs.py", *(folders[1] / f"PSP_{s}_runs.json" for s in ("fully", "weakly"))).stdout
     assert "| PSP_weakly | 70.00" in out and "+0.0 (+0.0 to +0.0), p 1" in out
 
 
@@ -220,19 +214,18 @@ def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, model_name
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
     frames = pictures(tmp_path / "frames", 6)
     for figure, *options in (["video"], ["video", "--frames", frames], ["categories"]):
-        code, _, error = run_main("run_figures.py", figure, path, "--data_dir", tiny_folder,
-                                  "--annotations", annotations, "--output", picture, *options)
-        assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), error
+        run_quickly("run_figures.py", figure, path, "--data_dir", tiny_folder, "--annotations", annotations,
+                    "--output", picture, *options)
+        assert picture.read_bytes().startswith(b"\x89PNG")
         picture.unlink()
 
 
 def test_the_curves_of_a_log_are_drawn_and_another_file_is_refused(tmp_path):
     log, picture = made_up_run(tmp_path, [[8, 6]]) / "seed1" / "PSP_fully.jsonl", tmp_path / "a.png"
-    code, _, error = run_main("run_figures.py", "curves", log, "--output", picture)
-    assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), error
+    run_quickly("run_figures.py", "curves", log, "--output", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
     log.write_text("no log")
-    code, _, error = run_main("run_figures.py", "curves", log)
-    assert code == 2 and "PSP_fully.jsonl: is not a log" in error
+    assert "PSP_fully.jsonl: is not a log" in run_quickly("run_figures.py", "curves", log, code=2).stderr
 
 
 def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
@@ -245,14 +238,11 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
 
     picture = tmp_path / "a.png"
     first, other_seed = log("first"), log("other seed")
-    code, _, error = run_main("run_figures.py", "curves", first, other_seed, "--output", picture)
-    assert code == 0 and picture.exists(), error
+    run_quickly("run_figures.py", "curves", first, other_seed, "--output", picture)
     picture.unlink()
     for path, name in ((log("weak", setting="weakly"), "setting"), (log("lambda", options={"LAMBDA": 1}), "LAMBDA")):
-        code, _, error = run_main("run_figures.py", "curves", first, other_seed, path, "--output", picture)
-        assert code == 2 and f"(they differ in {name})" in error and not picture.exists()
-    released = [ROOT / "figures" / "full" / f"PSP_{setting}.jsonl" for setting in ("fully", "weakly")]
-    assert "differ in setting" in run_main("run_figures.py", "curves", *released)[2]
+        done = run_quickly("run_figures.py", "curves", first, other_seed, path, "--output", picture, code=2)
+        assert f"(they differ in {name})" in done.stderr and not picture.exists()
 
 
 def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, capsys):
@@ -261,8 +251,8 @@ def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, ca
     drawing.save_figure(figure, tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert capsys.readouterr().err.count("\n") == 1
-    code, _, error = run_main("run_figures.py", "curves", "a.jsonl", "--output", "a.doc")
-    assert code == 2 and error.count("\n") == 1 and "'a.doc' does not end in .png, .pdf or .svg" in error
+    error = run_quickly("run_figures.py", "curves", "a.jsonl", "--output", "a.doc", code=2).stderr
+    assert error.count("\n") == 1 and "'a.doc' does not end in .png, .pdf or .svg" in error
 
 
 def test_a_log_of_an_earlier_revision_is_read():
