@@ -35,21 +35,23 @@ RELEASED = "model/released_training.py"
 QUIRKS = {"fully": ("released_order", "stale_avps", "initial_weights"), "weakly": ("fixed_batches", "initial_weights")}
 
 
-def read(path, key="avadataset"):
+def published_key(path):
+    return "order" if "order" in Path(path).name else "avadataset"
+
+
+def read(path, key=None):
     with h5py.File(path, locking=False) as file:
-        return file[key][:]
+        return file[key or published_key(path)][:]
 
 
-def rewrite(path, array, key="avadataset", **layout):
+def rewrite(path, array, key=None, **layout):
     with h5py.File(path, "w", locking=False) as file:
-        file.create_dataset(key, data=array, **layout)
+        file.create_dataset(key or published_key(path), data=array, **layout)
 
 
-def change(name, function, key="avadataset"):
+def change(name, function):
     """A change of one file's array, to be applied to a folder."""
-    def apply(folder):
-        rewrite(folder / name, function(read(folder / name, key)), key)
-    return apply
+    return lambda folder: rewrite(folder / name, function(read(folder / name)))
 
 
 def set_attributes(path, **attributes):

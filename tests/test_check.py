@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import change, read, rewrite, with_value
+from conftest import change, read, rewrite, set_attributes, with_value
+from test_dataset import unknown_filter
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_good_folder(audit, tiny_folder):
     row = next(line for line in out.splitlines() if line.startswith("visual_feature.h5"))
     assert "40 x 6 x 3 x 3 x 20" in row and "float64" in row
     assert f"{(visual == 0).mean():.1%}" in row and f"{visual.max():.4g}" in row
-    train = read(tiny_folder / "right_labels.h5")[read(tiny_folder / "train_order.h5", "order")]
+    train = read(tiny_folder / "right_labels.h5")[read(tiny_folder / "train_order.h5")]
     assert re.search(rf"hold the event +{(train[..., -1] == 0).mean():.1%}", out)
 
 
@@ -55,14 +56,11 @@ def test_the_real_labels_and_splits(audit, quick_script, real_ave, tmp_path):
 
 
 def attribute(name, value_in):
-    def apply(folder):
-        with h5py.File(folder / "visual_feature.h5", "a", locking=False) as file:
-            file["avadataset"].attrs[name] = value_in(folder)
-    return apply
+    return lambda folder: set_attributes(folder / "visual_feature.h5", **{name: value_in(folder)})
 
 
 def rows_in_test(folder):
-    return read(folder / "test_order.h5", "order")
+    return read(folder / "test_order.h5")
 
 
 WRONG = {
@@ -77,7 +75,7 @@ DOUBTFUL = {      # training takes it
     "category": (change("mil_labels.h5", lambda a: np.roll(a, 1, axis=1)), "mil_labels.h5: .* another category"),
     "background": (change("labels_noisy.h5", lambda a: a[:, ::-1]), "labels_noisy.h5: 5 vid.* than background"),
     "other rows": (change("right_labels.h5", lambda a: a[::-1]), "right_labels.h5: .* do not belong together"),
-    "overlap": (lambda folder: rewrite(folder / "test_order.h5", read(folder / "train_order.h5", "order")[:3], "order"),
+    "overlap": (lambda folder: rewrite(folder / "test_order.h5", read(folder / "train_order.h5")[:3]),
                 "train_order.h5: shares 3 rows with the test split"),
     "zeros": (lambda folder: change("visual_feature.h5", lambda a: with_value(a, rows_in_test(folder), 0))(folder),
               "7 of 7 videos of test have no features"),
@@ -93,8 +91,8 @@ def test_what_is_wrong_is_said_by_file_with_the_remedy(audit, data_folder, case)
 
 
 def nan_in_no_split(folder):
-    row = read(folder / "val_order.h5", "order")[-1]
-    change("val_order.h5", lambda a: a[:-1], "order")(folder)
+    row = read(folder / "val_order.h5")[-1]
+    change("val_order.h5", lambda a: a[:-1])(folder)
     change("audio_feature.h5", lambda a: with_value(a, (row, 0, 0), np.nan))(folder)
 
 
@@ -104,7 +102,7 @@ NOTES = {
     "negative": (change("audio_feature.h5", lambda a: a - 0.5), "audio_feature.h5: has negative values"),
     "random": (attribute("random_weights", lambda folder: True), "made with --random_weights"),
     "one video": (attribute("rows_without_video", lambda folder: rows_in_test(folder)[:1]), "1 of 7 videos of test"),
-    "unused": (change("val_order.h5", lambda a: a[:4], "order"), "5 videos are in no split"),
+    "unused": (change("val_order.h5", lambda a: a[:4]), "5 videos are in no split"),
     "NaN elsewhere": (nan_in_no_split, "audio_feature.h5: 1 videos have .* in no split"),
 }
 
@@ -180,15 +178,12 @@ def run_in_shell(command):
 
 
 def arrays_in(folder):
-    return {path.name: read(path, "order" if "order" in path.name else "avadataset") for path in folder.glob("*.h5")}
+    return {path.name: read(path) for path in folder.glob("*.h5")}
 
 
 def each(function, *names):
     """Changes several files."""
-    def apply(folder):
-        for name in names:
-            change(name, function)(folder)
-    return apply
+    return lambda folder: [change(name, function)(folder) for name in names]
 
 
 def as_numpy(new_name, name="visual_feature.h5"):
@@ -200,9 +195,7 @@ def as_numpy(new_name, name="visual_feature.h5"):
 
 
 def under_key(name, key):
-    def apply(folder):
-        rewrite(folder / name, read(folder / name, "order" if "order" in name else "avadataset"), key)
-    return apply
+    return lambda folder: rewrite(folder / name, read(folder / name), key)
 
 
 def in_another_file(folder):
@@ -269,22 +262,13 @@ def test_no_command_writes_over_a_file(audit, data_folder):
     assert (data_folder / "maps.npy").read_bytes() == kept
 
 
-def unknown_filter(folder):
-    """As a filter that nobody has leaves a file."""
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_chunk((24,))
-    layout.set_filter(32767, h5py.h5z.FLAG_OPTIONAL, (3,))
-    with h5py.File(folder / "train_order.h5", "w", locking=False) as file:
-        h5py.h5d.create(file.id, b"order", h5py.h5t.NATIVE_INT64, h5py.h5s.create_simple((24,)), layout)
-
-
 def several_datasets(folder):
     with h5py.File(folder / "visual_feature.h5", "w", locking=False) as file:
         file["one/a"], file["two"] = np.ones((2, 3)), np.ones(4)
 
 
 ADVICE = {
-    "filter": (unknown_filter, "filter 32767 .*pip install hdf5plugin"),
+    "filter": (unknown_filter, "filter 32015 .*pip install hdf5plugin"),
     "several": (several_datasets, r"it holds one/a \(2, 3\), two \(4,\); with the right one for NAME, write "),
     "nothing": (lambda folder: h5py.File(folder / "visual_feature.h5", "w").close(), "it holds no dataset at all"),
     "missing part": (lambda folder: in_another_file(folder).unlink(), "which are missing: /.*part.hdf5"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import change, read, rewrite, with_value
+from conftest import change, read, rewrite, set_attributes, with_value
 from dataset import (AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, open_h5, read_sizes,
                      required_files, shuffled)
 from model.class_names import AVE_CLASSES, class_names, names_and_ids, read_annotations
@@ -35,8 +35,8 @@ def assert_holds_rows(dataset, folder, rows):
 def test_position_i_is_the_row_that_the_order_names(data_folder, features):
     for split in SPLITS:
         assert_holds_rows(load(data_folder, split, features=features), data_folder,
-                          read(data_folder / f"{split}_order.h5", "order"))
-    rewrite(data_folder / "train_order.h5", np.array([5, 3, 4, 39, 0], ">u2"), "order")
+                          read(data_folder / f"{split}_order.h5"))
+    rewrite(data_folder / "train_order.h5", np.array([5, 3, 4, 39, 0], ">u2"))
     dataset = load(data_folder, features=features)
     assert_holds_rows(dataset, data_folder, [5, 3, 4, 39, 0])
     assert len(dataset) == 5 and torch.equal(dataset[3]["visual"], dataset[[1, 3]]["visual"][1])
@@ -49,8 +49,7 @@ def test_any_dtype_and_layout(data_folder, dtype, layout):
     rewrite(data_folder / "visual_feature.h5", read(data_folder / "visual_feature.h5").astype(dtype), **layout)
     rewrite(data_folder / "right_labels.h5", read(data_folder / "right_labels.h5").astype(dtype))
     for features in ("memory", "disk"):
-        assert_holds_rows(load(data_folder, features=features), data_folder,
-                          read(data_folder / "train_order.h5", "order"))
+        assert_holds_rows(load(data_folder, features=features), data_folder, read(data_folder / "train_order.h5"))
 
 
 def test_chunks_of_many_videos_are_kept_until_their_rows_are_read(data_folder):
@@ -90,16 +89,16 @@ def test_batches_are_those_asked_for_and_stay_as_they_are(tiny_folder, features)
 
 def test_the_fingerprint_tells_other_features_labels_and_orders(data_folder):
     before = load(data_folder, weak=True).fingerprint
-    for name in ("visual", "audio", "video_labels", "order_train"):
-        path, key = data_folder / AVE_FILES[name].names[0], AVE_FILES[name].key
-        whole = read(path, key)
-        rewrite(path, whole[::-1], key)
+    for name in ("visual_feature", "audio_feature", "mil_labels", "train_order"):
+        path = data_folder / f"{name}.h5"
+        whole = read(path)
+        rewrite(path, whole[::-1])
         assert load(data_folder, weak=True).fingerprint != before, name
-        rewrite(path, whole, key)
+        rewrite(path, whole)
 
 
 def test_a_weak_training_set_ends_with_the_background_videos(tiny_folder):
-    dataset, order = load(tiny_folder, weak=True), read(tiny_folder / "train_order.h5", "order")
+    dataset, order = load(tiny_folder, weak=True), read(tiny_folder / "train_order.h5")
     assert len(dataset) == 24 + 5
     assert_holds_rows(dataset, tiny_folder, order)
     share, category = dataset[:]["label_share"], dataset[:]["video_label"]
@@ -113,25 +112,13 @@ def test_a_weak_training_set_ends_with_the_background_videos(tiny_folder):
 
 
 def test_rows_without_video_are_counted_and_random_weights_known(data_folder):
-    order = read(data_folder / "train_order.h5", "order")
+    order, path = read(data_folder / "train_order.h5"), data_folder / "visual_feature.h5"
     assert load(data_folder).without_features == 0 and not load(data_folder).random_weights
-    with h5py.File(data_folder / "visual_feature.h5", "a", locking=False) as file:
-        file["avadataset"].attrs.update(rows_without_video=order[:3], random_weights=True)
+    set_attributes(path, rows_without_video=order[:3], random_weights=True)
     assert load(data_folder).without_features == 3 and load(data_folder).random_weights
-    with h5py.File(data_folder / "visual_feature.h5", "a", locking=False) as file:
-        file["avadataset"].attrs["rows_without_video"] = order
+    set_attributes(path, rows_without_video=order)
     with pytest.raises(UserError, match="no video of train has features"):
         load(data_folder)
-
-
-def test_one_more_feature_file_is_in_each_batch(data_folder, monkeypatch):
-    """Two entries in dataset.py are enough."""
-    flow = np.random.default_rng(0).random((40, 6, 5))
-    rewrite(data_folder / "flow_feature.h5", flow)
-    monkeypatch.setitem(AVE_FILES, "flow", type(AVE_FILES["audio"])(("flow_feature.h5",), "flow", "nowhere"))
-    monkeypatch.setattr("dataset.FEATURES", ("audio", "visual", "flow"))
-    item = load(data_folder)[[2, 0]]
-    assert np.array_equal(item["flow"], flow[item["video"]].astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------- missing and broken files
@@ -146,8 +133,8 @@ def test_all_missing_files_are_listed_at_once_with_source_and_alternative(data_f
     assert len(load(data_folder, audio=tmp_path / "my_sound.h5")) == 24
 
 
-def in_file(name, function, key="avadataset"):
-    return name, change(name, function, key)
+def in_file(name, function):
+    return name, change(name, function)
 
 
 def partly_written(folder):
@@ -176,9 +163,9 @@ BROKEN = {
     "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), "must agree"),
     "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
     "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "no background videos belong to it"),
-    "row out of range": (*in_file("train_order.h5", lambda a: a + 30, "order"), "rows 0 to 39"),
-    "a row twice": (*in_file("train_order.h5", lambda a: a[[0, 1, 0]], "order"), "more than once"),
-    "empty split": (*in_file("train_order.h5", lambda a: a[:0], "order"), "no videos"),
+    "row out of range": (*in_file("train_order.h5", lambda a: a + 30), "rows 0 to 39"),
+    "a row twice": (*in_file("train_order.h5", lambda a: a[[0, 1, 0]]), "more than once"),
+    "empty split": (*in_file("train_order.h5", lambda a: a[:0]), "no videos"),
     "two labels": (*in_file("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),
     "share over 1": (*in_file("prob_label.h5", lambda a: with_value(a, 3, 0.3)), "row 3 does not hold shares"),
 }
@@ -206,7 +193,7 @@ def test_shares_of_float16_are_accepted(data_folder):
 @pytest.mark.parametrize("name, dtype, value", [
     ("audio_feature.h5", "f8", np.nan), ("visual_feature.h5", "f8", -1e300), ("visual_feature.h5", "f2", np.inf)])
 def test_values_that_are_not_finite_in_float32_are_found_by_row(data_folder, name, dtype, value):
-    row = read(data_folder / "train_order.h5", "order")[7]
+    row = read(data_folder / "train_order.h5")[7]
     change(name, lambda a: with_value(a.astype(dtype), (row, 2, ..., 1), value))(data_folder)
     for features in ("memory", "disk"):
         with pytest.raises(UserError, match=f"{name}: contains NaN or infinite values .*row {row},"):
@@ -225,16 +212,6 @@ def test_each_epoch_has_each_video_once_in_a_new_order_of_its_seed():
 
 # ------------------------------------------------------------------------------------------------- names
 
-def sizes_of(rows=40, num_classes=5):
-    return Sizes(rows, 6, 128, (7, 7), 512, num_classes)
-
-
-def test_annotations_may_have_a_header_blanks_and_empty_lines_at_the_end(tmp_path):
-    path = tmp_path / "Annotations.txt"
-    path.write_bytes(b"Category&VideoID&Quality&StartTime&EndTime\r\nBark & a&good&0&10\r\nCat&b&good& 2&2 \r\n\r\n")
-    assert read_annotations(path) == [("Bark", "a", "good", 0, 10, 2), ("Cat", "b", "good", 2, 2, 3)]
-
-
 @pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", ""])
 def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
     path = tmp_path / "Annotations.txt"
@@ -243,20 +220,17 @@ def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
         read_annotations(path)
 
 
-def annotated(path, *categories):
-    path.write_text("".join(f"{category}&id{row}&good&0&10\n" for row, category in enumerate(categories)))
-    return read_annotations(path)
-
-
 def test_class_names_are_those_of_AVE_for_its_own_data_alone(tmp_path):
-    ave = annotated(tmp_path / "Annotations.txt", "Cat", "Bark")
+    path, ave_sizes = tmp_path / "Annotations.txt", Sizes(4143, 10, 128, (7, 7), 512, 29)
+    path.write_text("Cat&a&good&0&10\nBark&b&good&0&10\n")
+    ave = read_annotations(path)
     assert class_names(ave) == class_names(ave, 29) == list(AVE_CLASSES)
     assert class_names(ave, 3) == ["Cat", "Bark", "background"]
-    with pytest.raises(UserError, match="has 2 lines, but the data has 40 rows"):
-        names_and_ids(tmp_path, None, sizes_of())
-    (tmp_path / "Annotations.txt").unlink()
-    assert names_and_ids(tmp_path, None, sizes_of(rows=4143, num_classes=29)) == (list(AVE_CLASSES), None)
-    assert names_and_ids(tmp_path, None, sizes_of(num_classes=29)) == (None, None)      # own 28 categories
+    with pytest.raises(UserError, match="has 2 lines, but the data has 4143 rows"):
+        names_and_ids(tmp_path, None, ave_sizes)
+    path.unlink()
+    assert names_and_ids(tmp_path, None, ave_sizes) == (list(AVE_CLASSES), None)
+    assert names_and_ids(tmp_path, None, ave_sizes._replace(num_rows=40)) == (None, None)      # own 28 categories
 
 
 def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):

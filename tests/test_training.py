@@ -61,7 +61,7 @@ def test_another_seed_gives_another_run(trained, train, tmp_path):
 
 @pytest.mark.parametrize("setting, milestones", [("fully", (60, 120)), ("weakly", (80, 160))])
 def test_the_learning_rate_falls_after_the_epochs_of_the_paper(train, data_folder, tmp_path, setting, milestones):
-    rewrite(data_folder / "train_order.h5", np.array([3]), "order")
+    rewrite(data_folder / "train_order.h5", np.array([3]))
     more = ("--background_videos", "off") if setting == "weakly" else ()
     train(setting, "--nb_epoch", 162, "--check_epoch", 1000, "--save_epoch", 1000, "--batch_size", 1,
           "--data_dir", data_folder, *more)
