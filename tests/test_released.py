@@ -18,12 +18,11 @@ from conftest import TESTS
 from golden import recipe
 from model.checkpoint import load_checkpoint, rebuild
 from model.released_checkpoint import Inert, our_name
-from psp_model import FULLY_SUPERVISED, PAPER_THRESHOLD, WEAKLY_SUPERVISED, PSPNetwork
+from psp_model import PAPER_THRESHOLD, PUBLISHED, PSPNetwork
 from stand_ins import released_network, save_module
 from utils import UserError
 
 GOLDEN = json.loads((TESTS / "golden" / "released.json").read_text())
-OPTIONS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Detected pickle protocol 4")
 in_both_formats = pytest.mark.parametrize("legacy", [True, False], ids=["stream", "zip"])
 
@@ -32,7 +31,7 @@ in_both_formats = pytest.mark.parametrize("legacy", [True, False], ids=["stream"
 def released(request):
     """(setting, {released name: float32 golden weight})."""
     setting = request.param
-    network = PSPNetwork(128, 512, (7, 7), 29, threshold=0.1, **OPTIONS[setting])
+    network = PSPNetwork(128, 512, (7, 7), 29, **PUBLISHED[setting])
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     return setting, {name: torch.from_numpy(recipe.parameter(GOLDEN["seed"], name,
                                                              shapes[our_name(name, setting)])).float()
@@ -211,7 +210,7 @@ def torchscript():
     return buffer.getvalue()
 
 
-OWN = PSPNetwork(8, 8, (2, 2), 3, threshold=0.1, **FULLY_SUPERVISED)
+OWN = PSPNetwork(8, 8, (2, 2), 3, **PUBLISHED["fully"])
 TENSORS = {"weight": torch.ones(20, 20)}
 BROKEN = r"cannot be read as a PyTorch checkpoint \(.*\); download it again"
 OF_OURS = "is a whole module of psp_model.py, .* save network.state_dict.* or use save_checkpoint of .*"

@@ -7,7 +7,6 @@
 Their networks get the weights and inputs of recipe.py, in float64 and without dropout. From the committed files it
 takes seeds, number of videos, threshold and lambda, and the names of what to write. For each of these, it prints the
 largest difference from the committed numbers, relative to their norm. The other JSON files here are not made again.
-NEW must not exist.
 
 This script was only ever run on stand-ins of these files (stand_in_networks.py), not on the authors' files. NETWORKS
 and `outputs_and_loss` hold all it assumes about them; the losses are written out there, not imported.
@@ -28,13 +27,11 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 from golden import recipe  # noqa: E402
 from utils import OptionParser, one_line_errors  # noqa: E402
 
-# (numbers, setting): folder, file, class and arguments of its constructor. forward takes audio [B, T, 128], video
+# Numbers: folder, file of each setting, class and arguments of its constructor. forward takes audio [B, T, 128], video
 # [B, T, 7, 7, 512] and, of PSP, the threshold. AVEL's weak video prediction is computed below, from L2 of att_Net.
 NETWORKS = {
-    ("released", "fully"): ("psp_dir", "fully_model.py", "psp_net", (128, 512, 128, 29)),
-    ("released", "weakly"): ("psp_dir", "weakly_model.py", "psp_net", (128, 512, 128, 29)),
-    ("avel", "fully"): ("ave_dir", "models.py", "att_Net", (128, 128, 512, 29)),
-    ("avel", "weakly"): ("ave_dir", "models.py", "att_Net", (128, 128, 512, 29)),
+    "released": ("psp_dir", {"fully": "fully_model.py", "weakly": "weakly_model.py"}, "psp_net", (128, 512, 128, 29)),
+    "avel": ("ave_dir", {"fully": "models.py", "weakly": "models.py"}, "att_Net", (128, 128, 512, 29)),
 }
 C, STEPS, CHANNELS = 29, 10, 8      # CHANNELS: of tensors wider than C, only the first are written
 
@@ -57,8 +54,8 @@ def outputs_and_loss(model, setting, calls, outputs, labels, lam):
         loss = F.multilabel_soft_margin_loss(probability, category)
         return {"segment_output": scores, "video_prob": probability, "loss": loss}
 
-    numbers = {name: calls[f"lstm_a_v.{layer}"][0][1][0]
-               for name, layer in (("audio_lstm", "lstm_audio"), ("visual_lstm", "lstm_video"))}
+    numbers = {"audio_lstm": calls["lstm_a_v.lstm_audio"][0][1][0],
+               "visual_lstm": calls["lstm_a_v.lstm_video"][0][1][0]}
     for name, layer in (("attended_visual", "fv.0" if setting == "fully" else "linear_v"), ("fusion", "L1")):
         numbers[name] = calls[layer][0][0][0].reshape(B, T, -1)      # what goes into the layer
     if setting == "weakly":
@@ -79,11 +76,11 @@ def outputs_and_loss(model, setting, calls, outputs, labels, lam):
 
 
 def make(model, setting, folder, committed):
-    """The numbers of one network under the names of the committed ones. Importing the authors' file runs it."""
+    """The numbers of one network under the names of the committed ones. Runs the authors' file."""
     seed, golden = committed["seed"], committed[setting]
-    _, file, kind, arguments = NETWORKS[model, setting]
+    _, files, kind, arguments = NETWORKS[model]
     with mock.patch.object(sys, "path", [str(folder), *sys.path]):      # the file may import others of its folder
-        network = runpy.run_path(str(folder / file))[kind](*arguments).eval()
+        network = runpy.run_path(str(folder / files[setting]))[kind](*arguments).eval()
     calls, losses = defaultdict(list), []
     parameters = dict(network.named_parameters())
     for name, parameter in parameters.items():
@@ -128,22 +125,21 @@ def main():
     parser = OptionParser(__doc__)
     parser.add_argument("--psp_dir", type=Path, metavar="DIR", required=True, help="authors' PSP_CVPR_2021")
     parser.add_argument("--ave_dir", type=Path, metavar="DIR", required=True, help="authors' AVE-ECCV18")
-    parser.add_argument("--output_dir", type=Path, metavar="DIR", required=True, help="for the two JSON files")
+    parser.add_argument("--output_dir", type=Path, metavar="DIR", required=True, help="new, for the two JSON files")
     args = parser.parse_args()
-    committed = {name: json.loads((HERE / name).read_text()) for name in ("released.json", "avel.json")}
     args.output_dir.mkdir(parents=True)
 
     torch.set_default_dtype(torch.float64)
     # Their code may ask for a GPU and for float32.
     with mock.patch.multiple(torch.Tensor, cuda=lambda self, *_, **__: self, float=torch.Tensor.double):
-        for (model, setting), (folder, *_) in NETWORKS.items():
-            numbers = committed[f"{model}.json"]
-            made = make(model, setting, getattr(args, folder), numbers)
-            for name, old in numbers[setting].items():
-                print(f"{model}.json  {setting:6}  {name:20}  {difference(made[name], old):.1e}")
-            numbers[setting] = made
-    for name, numbers in committed.items():
-        (args.output_dir / name).write_text(json.dumps(numbers))
+        for model, (folder, files, *_) in NETWORKS.items():
+            numbers = json.loads((HERE / f"{model}.json").read_text())
+            for setting in files:
+                made = make(model, setting, getattr(args, folder), numbers)
+                for name, old in numbers[setting].items():
+                    print(f"{model}.json  {setting:6}  {name:20}  {difference(made[name], old):.1e}")
+                numbers[setting] = made
+            (args.output_dir / f"{model}.json").write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":
