@@ -47,10 +47,7 @@ def film(path, seconds=10, rate=25, sound=None, sound_rate=16000, layout="mono",
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if heard:
-            for start in range(0, len(sound), 1024):
-                block = np.ascontiguousarray(sound[start:start + 1024].reshape(1, -1))
-                frame = av.AudioFrame.from_ndarray(block, format="s16", layout=layout)
-                frame.sample_rate, frame.pts = sound_rate, start + round(sound_start * sound_rate)
-                container.mux(heard.encode(frame))
-            container.mux(heard.encode())
+            frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate, frame.pts = sound_rate, round(sound_start * sound_rate)
+            container.mux(heard.encode(frame) + heard.encode())
     return path

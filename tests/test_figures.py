@@ -13,20 +13,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from conftest import ROOT, assert_close_json, run_quickly  # noqa: E402
+from conftest import MAIN, ROOT, assert_close_json, run_quickly  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "figures"))
 import compare_runs  # noqa: E402
 import drawing  # noqa: E402
 import paper_tables  # noqa: E402
-import run_figures  # noqa: E402
 import run_results  # noqa: E402
 import video_figure  # noqa: E402
-from dataset import find_files, read_sizes, required_files  # noqa: E402
-from model.checkpoint import save_tensors  # noqa: E402
-from model.options import data_sizes  # noqa: E402
 from PIL import Image  # noqa: E402
-from psp_model import PUBLISHED  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
@@ -202,15 +197,13 @@ def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
     assert mean == pytest.approx([1e-1]) and low == pytest.approx([1e-1 / 10 ** (4 / 2 ** 0.5)])
 
 
-@pytest.mark.parametrize("model_name", ["PSP", "AVEL"])
-def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, model_name):
-    """Of an untrained network, and with names that matplotlib would take for formulas."""
-    sizes = read_sizes(find_files(tiny_folder, required_files(["test"])))
-    network_args = {**data_sizes(sizes), **(PUBLISHED["fully"] if model_name == "PSP" else {})}
-    weights = run_figures.NETWORK_CLASSES[model_name](**network_args).state_dict()
-    path, annotations, picture = tmp_path / "a.pt", tmp_path / "Annotations.txt", tmp_path / "a.png"
-    save_tensors(path, {"setting": "fully", "model_name": model_name, "network_args": network_args,
-                        "weights": weights})
+@pytest.mark.parametrize("script", [[MAIN["fully"]], ["model/avel.py", "--setting", "fully"]], ids=["PSP", "AVEL"])
+def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, script):
+    """With names that matplotlib would take for formulas."""
+    run_quickly(*script, "--train", "--nb_epoch", 1, "--batch_size", 12, "--data_dir", tiny_folder,
+                "--output_dir", tmp_path)
+    path, = tmp_path.glob("*_fully.pt")
+    annotations, picture = tmp_path / "Annotations.txt", tmp_path / "a.png"
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
     frames = pictures(tmp_path / "frames", 6)
     for figure, *options in (["video"], ["video", "--frames", frames], ["categories"]):
