@@ -135,6 +135,14 @@ def data_folder(tiny_folder, tmp_path):
 
 
 @pytest.fixture
+def bare_folder(tiny_folder, tmp_path):
+    """Nothing but features."""
+    for name in ("audio_feature.h5", "visual_feature.h5"):
+        shutil.copy(tiny_folder / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def train(tiny_folder, tmp_path):
     """Trains in this process for four epochs, into tmp_path; options that are given take precedence.
 

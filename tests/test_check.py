@@ -147,12 +147,9 @@ def test_single_files_are_named_by_the_options_of_the_training_script(audit, mai
     assert main_in_process("data.check", "--setting=fully", "--dir_labels_gt", "a.h5")[0] == 2
 
 
-def test_a_folder_of_features_alone(audit, data_folder):
-    for path in data_folder.iterdir():
-        if path.name not in ("audio_feature.h5", "visual_feature.h5"):
-            path.unlink()
-    change("visual_feature.h5", lambda a: with_value(a, 3, 0))(data_folder)
-    code, notes, _, out = audit(data_folder)
+def test_a_folder_of_features_alone(audit, bare_folder):
+    change("visual_feature.h5", lambda a: with_value(a, 3, 0))(bare_folder)
+    code, notes, _, out = audit(bare_folder)
     assert code == 0 and "can be labelled by a trained network" in out and "MISSING" not in out
     assert "1 of 40 videos" in notes
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, AudioGuidedVisualAttention, Output,
-                       PositiveSamplePropagation, PSPNetwork, avps_loss, avps_target, video_probability,
-                       weakly_supervised_loss)
+                       PositiveSamplePropagation, PSPNetwork, avps_target, video_probability, weakly_supervised_loss)
 
 SETTINGS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 
@@ -34,19 +33,19 @@ def test_propagation_returns_the_weights_that_it_used(renormalise):
         torch.testing.assert_close(gamma, psp.prune(beta))
 
 
-def test_pruning_is_strict_and_a_row_without_similarity_stays_empty():
-    beta = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [0, 0, 0]]])
-    torch.testing.assert_close(PositiveSamplePropagation(4, 0.25, True, False).prune(beta),
-                               torch.tensor([[[1.0, 0, 0], [0, 0, 1.0], [0, 0, 0]]]))
+BETA = [[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [0, 0, 0]]
 
 
-def test_avps_target_and_loss_worked_by_hand():
+@pytest.mark.parametrize("threshold, expected", [
+    (0.25, [[1, 0, 0], [0, 0, 1], [0, 0, 0]]), (0, BETA), (1, [[0, 0, 0]] * 3)])
+def test_pruning_is_strict_and_a_row_without_similarity_stays_empty(threshold, expected):
+    gamma = PositiveSamplePropagation(4, threshold, True, False).prune(torch.tensor(BETA))
+    torch.testing.assert_close(gamma, torch.tensor(expected).float())
+
+
+def test_avps_targets_worked_by_hand():
     labels = torch.tensor([[3, 3, 28, 28], [28, 28, 28, 28], [28, 1, 28, 28]])
     assert avps_target(labels, 28).tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
-    similarity = torch.tensor([[0.5, 0.25, -1.0, 0.25], [-1, -1, -1, -1]])
-    target = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 0.0]])
-    # s = [.5, .25, 0, .25] and [0, 0, 0, 0]: (0 + 1/16 + 0 + 1/16) / 8
-    torch.testing.assert_close(avps_loss(similarity, target), torch.tensor(0.125 / 8))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

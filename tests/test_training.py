@@ -1,5 +1,6 @@
 """Both training commands as a user runs them: results, checkpoints, several seeds, stopping and resuming."""
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,11 +12,11 @@ from argparse import Namespace
 from functools import partial
 from unittest.mock import Mock
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
-import dataset
 from conftest import (DEVICE, MAIN, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
                       set_attributes)
 from dataset import TrainingBatches
@@ -173,19 +174,23 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not_been(monkeypatch, tiny
     assert_same_run(tmp_path / "whole", tmp_path, "fully")
 
 
+def failing_after(calls, function, error):
+    """The function, which raises the error after a number of calls."""
+    left = iter(range(calls))
+
+    def run(*arguments):
+        if next(left, None) is None:
+            raise error
+        return function(*arguments)
+    return run
+
+
 @pytest.mark.parametrize("setting, quirks", [("fully", ""), ("fully", "all"), ("weakly", ""), ("weakly", "all")])
 def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_path, monkeypatch, setting, quirks):
     options = ("--nb_epoch", 6, "--check_epoch", 10, "--save_epoch", 2, "--quirks", quirks)
     train(setting, *options, "--output_dir", tmp_path / "whole")
-    replace, left = os.replace, iter(range(2))
-
-    def replace_while_there_is_room(source, target):
-        if next(left, None) is None:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace_while_there_is_room)
+        patch.setattr(os, "replace", failing_after(2, os.replace, OSError(28, "No space left on device")))
         *_, stopped, error = train(setting, *options, code=2).stderr.splitlines()
     assert "with --resume to continue with epoch 2" in stopped
     assert f"PSP_{setting}_state.pt: No space left on device; free some space" in error
@@ -194,14 +199,8 @@ def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_pa
 
 
 def test_a_run_that_a_lost_share_ended_says_how_to_continue(train, monkeypatch):
-    read, left = dataset.read_rows, iter(range(150))
-
-    def read_while_the_share_is_there(path, file, rows):
-        with dataset.hdf5_errors(path):
-            if next(left, None) is None:
-                raise OSError("Can't synchronously read data (file read failed: errno = 116)")
-        return read(path, file, rows)
-    monkeypatch.setattr(dataset, "read_rows", read_while_the_share_is_there)
+    error = OSError("Can't synchronously read data (file read failed: errno = 116)")
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", failing_after(250, h5py.Dataset.__getitem__, error))
     *_, stopped, error = train("fully", "--nb_epoch", 50, "--features", "disk", code=2).stderr.splitlines()
     assert "repeat the command with --resume to continue with epoch" in stopped and "Stale file handle" in error
 
@@ -270,13 +269,7 @@ def test_a_state_of_other_code_is_refused_in_one_line(finished, missing):
 
 def test_the_state_does_not_lag_behind_the_checkpoint(train, tmp_path, monkeypatch):
     """Stopped in the second check, where the state would not be saved for long."""
-    evaluations = iter(range(2))
-
-    def stop(*arguments):
-        if next(evaluations, None) is None:
-            raise KeyboardInterrupt
-        return predict(*arguments)
-    monkeypatch.setattr("fully_supervised_main.predict", stop)
+    monkeypatch.setattr("fully_supervised_main.predict", failing_after(2, predict, KeyboardInterrupt()))
     train("fully", "--check_epoch", 1, "--save_epoch", 100, code=130)
     state = torch.load(tmp_path / "PSP_fully_state.pt", weights_only=True)
     assert state["best"]["record"]["epoch"] == load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"]
@@ -306,22 +299,13 @@ def test_files_of_an_earlier_run_are_kept_under_a_number(train, tmp_path):
         "PSP_fully_state.2.pt", "PSP_fully_state.pt"]
 
 
-LOCK = """import fcntl, sys
-file = open(sys.argv[1], "a")
-fcntl.flock(file, fcntl.LOCK_EX)
-print("held", flush=True)
-input()"""
-
-
 @pytest.mark.parametrize("options", [(), ("--resume",), ("--runs", 2)])
 def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, tmp_path, options):
     train("fully", "--nb_epoch", 1, *options)
-    lock = next(tmp_path.glob("*.lock"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with subprocess.Popen([sys.executable, "-c", LOCK, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
+    with open(next(tmp_path.glob("*.lock"))) as other:      # a lock belongs to an open file, not to a process
+        fcntl.flock(other, fcntl.LOCK_EX)
         error = train("fully", "--nb_epoch", 1, *options, code=2).stderr
-        other.communicate(b"\n")
     assert f"{tmp_path}: another run is writing there" in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     train("fully", "--nb_epoch", 1, *options)
