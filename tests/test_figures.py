@@ -213,12 +213,9 @@ def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, script):
         picture.unlink()
 
 
-def test_the_curves_of_a_log_are_drawn_and_another_file_is_refused(tmp_path):
-    log, picture = made_up_run(tmp_path, [[8, 6]]) / "seed1" / "PSP_fully.jsonl", tmp_path / "a.png"
-    run_quickly("run_figures.py", "curves", log, "--output", picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    log.write_text("no log")
-    assert "PSP_fully.jsonl: is not a log" in run_quickly("run_figures.py", "curves", log, code=2).stderr
+def test_a_file_that_is_no_log_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("no log")
+    assert "a.jsonl: is not a log" in run_quickly("run_figures.py", "curves", tmp_path / "a.jsonl", code=2).stderr
 
 
 def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):

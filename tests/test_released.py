@@ -49,24 +49,19 @@ def assert_is_the_golden_network(path, setting):
     torch.testing.assert_close(output.logits, golden, rtol=1e-3, atol=1e-4)
 
 
-@in_both_formats
-def test_a_pickled_module_loads_and_computes_what_the_released_code_computes(released, tmp_path, legacy):
+@pytest.mark.parametrize("form", ["stream", "zip", "several GPUs"])
+def test_a_pickled_module_loads_and_computes_what_the_released_code_computes(released, tmp_path, form):
     setting, weights = released
-    path = tmp_path / "PSP.pt"
-    save_module(released_network(setting, weights), path, legacy)
+    path, network = tmp_path / "PSP.pt", released_network(setting, weights)
+    if form == "several GPUs":
+        network = torch.nn.DataParallel(network)
+        network.src_device_obj, network.size = torch.device("cuda:0"), torch.Size([2])      # as on a GPU
+    save_module(network, path, legacy=form != "zip")
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)      # what a user meets without this repository
     for name, value in weights.items():
         assert torch.equal(load_checkpoint(path)["weights"][our_name(name, setting)], value)
     assert_is_the_golden_network(path, setting)
-
-
-def test_a_module_that_was_trained_on_several_gpus(released, tmp_path):
-    setting, weights = released
-    network = torch.nn.DataParallel(released_network(setting, weights))
-    network.src_device_obj, network.size = torch.device("cuda:0"), torch.Size([2])      # as on a GPU
-    save_module(network, tmp_path / "PSP.pt", legacy=True)
-    assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
 def renamed(beginning):

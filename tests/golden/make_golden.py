@@ -2,7 +2,7 @@
 
     git clone https://github.com/jasongief/PSP_CVPR_2021
     git clone https://github.com/YapengTian/AVE-ECCV18
-    python tests/golden/make_golden.py --psp_dir PSP_CVPR_2021 --ave_dir AVE-ECCV18 --output_dir NEW
+    python tests/golden/make_golden.py      # beside these two folders; makes a new one, golden_again
 
 Their networks get the weights and inputs of recipe.py, in float64 and without dropout. From the committed files it
 takes seeds, number of videos, threshold and lambda, and the names of what to write. For each of these, it prints the
@@ -25,13 +25,14 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 from golden import recipe  # noqa: E402
-from utils import OptionParser, one_line_errors  # noqa: E402
+from utils import one_line_errors  # noqa: E402
 
 # Numbers: folder, file of each setting, class and arguments of its constructor. forward takes audio [B, T, 128], video
 # [B, T, 7, 7, 512] and, of PSP, the threshold. AVEL's weak video prediction is computed below, from L2 of att_Net.
 NETWORKS = {
-    "released": ("psp_dir", {"fully": "fully_model.py", "weakly": "weakly_model.py"}, "psp_net", (128, 512, 128, 29)),
-    "avel": ("ave_dir", {"fully": "models.py", "weakly": "models.py"}, "att_Net", (128, 128, 512, 29)),
+    "released": ("PSP_CVPR_2021", {"fully": "fully_model.py", "weakly": "weakly_model.py"},
+                 "psp_net", (128, 512, 128, 29)),
+    "avel": ("AVE-ECCV18", {"fully": "models.py", "weakly": "models.py"}, "att_Net", (128, 128, 512, 29)),
 }
 C, STEPS, CHANNELS = 29, 10, 8      # CHANNELS: of tensors wider than C, only the first are written
 
@@ -75,12 +76,12 @@ def outputs_and_loss(model, setting, calls, outputs, labels, lam):
     return numbers | {"accuracy": (scores.argmax(dim=-1) == labels).double().mean()}
 
 
-def make(model, setting, folder, committed):
+def make(model, setting, committed):
     """The numbers of one network under the names of the committed ones. Runs the authors' file."""
     seed, golden = committed["seed"], committed[setting]
-    _, files, kind, arguments = NETWORKS[model]
-    with mock.patch.object(sys, "path", [str(folder), *sys.path]):      # the file may import others of its folder
-        network = runpy.run_path(str(folder / files[setting]))[kind](*arguments).eval()
+    folder, files, kind, arguments = NETWORKS[model]
+    with mock.patch.object(sys, "path", [folder, *sys.path]):      # the file may import others of its folder
+        network = runpy.run_path(f"{folder}/{files[setting]}")[kind](*arguments).eval()
     calls, losses = defaultdict(list), []
     parameters = dict(network.named_parameters())
     for name, parameter in parameters.items():
@@ -122,24 +123,18 @@ def difference(new, old):
 
 
 def main():
-    parser = OptionParser(__doc__)
-    parser.add_argument("--psp_dir", type=Path, metavar="DIR", required=True, help="authors' PSP_CVPR_2021")
-    parser.add_argument("--ave_dir", type=Path, metavar="DIR", required=True, help="authors' AVE-ECCV18")
-    parser.add_argument("--output_dir", type=Path, metavar="DIR", required=True, help="new, for the two JSON files")
-    args = parser.parse_args()
-    args.output_dir.mkdir(parents=True)
-
+    Path("golden_again").mkdir()
     torch.set_default_dtype(torch.float64)
     # Their code may ask for a GPU and for float32.
     with mock.patch.multiple(torch.Tensor, cuda=lambda self, *_, **__: self, float=torch.Tensor.double):
-        for model, (folder, files, *_) in NETWORKS.items():
+        for model in NETWORKS:
             numbers = json.loads((HERE / f"{model}.json").read_text())
-            for setting in files:
-                made = make(model, setting, getattr(args, folder), numbers)
+            for setting in ("fully", "weakly"):
+                made = make(model, setting, numbers)
                 for name, old in numbers[setting].items():
                     print(f"{model}.json  {setting:6}  {name:20}  {difference(made[name], old):.1e}")
                 numbers[setting] = made
-            (args.output_dir / f"{model}.json").write_text(json.dumps(numbers))
+            Path(f"golden_again/{model}.json").write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":
