@@ -64,10 +64,8 @@ def test_training_keeps_the_order_of_the_file(quick_script, tiny_folder, tmp_pat
     dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
     torch.manual_seed(123)
     network = AVELNetwork(12, 20, (3, 3), 5)
-    losses = []
-    for positions in torch.arange(24).split(8):
-        batch = dataset[positions]
-        losses.append(avel_fully_supervised_loss(network(batch["audio"], batch["visual"]), batch["labels"]).item())
+    losses = [avel_fully_supervised_loss(network(batch["audio"], batch["visual"]), batch["labels"]).item()
+              for batch in map(dataset.__getitem__, torch.arange(24).split(8))]
     for epoch in read_log(tmp_path, "fully", "AVEL")[1]:
         assert epoch["losses"] == pytest.approx(losses, rel=1e-5)
 

@@ -25,6 +25,7 @@ def test_figures_of_training_printed_figures_and_predictions_agree(trained, eval
     setting, folder, _ = trained
     out = evaluate("--save_predictions", tmp_path / "predictions.json").stdout
     best = read_log(folder, setting)[2]["best"]
+    assert f"{setting} supervised PSP, saved after epoch {best['epoch']}\n" in out
     for split in ("val", "test"):
         assert f"{split} accuracy: {100 * best[f'{split}_accuracy']:.2f} %" in out
     saved = json.loads((tmp_path / "predictions.json").read_text())

@@ -33,7 +33,7 @@ def test_propagation_returns_the_weights_that_it_used(renormalise):
         torch.testing.assert_close(gamma, psp.prune(beta))
 
 
-BETA = [[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [0, 0, 0]]
+BETA = [[0.5, 0.25, 0.25], [0.05, 0.05, 0.9], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("threshold, expected", [

@@ -80,11 +80,14 @@ def test_without_background_videos_their_files_are_not_needed(train, data_folder
 
 @pytest.mark.parametrize("setting, options, argument, value", [
     ("fully", ("--attention", "mean"), "attention", "mean"), ("fully", ("--threshold", 0.2), "threshold", 0.2),
+    ("fully", ("--second_normalisation", "off"), "renormalise", False),
     ("weakly", ("--weighting", "off"), "weighting", False), ("weakly", ("--modality", "audio"), "modality", "audio")])
 def test_the_checkpoint_records_what_was_left_out(train, tiny_folder, tmp_path, setting, options, argument, value):
+    """And evaluation names what is not the published network."""
     train(setting, "--nb_epoch", 1, *options)
     assert load_checkpoint(tmp_path / f"PSP_{setting}.pt")["network_args"][argument] == value
-    assert accuracy_line(tmp_path, setting) in evaluate_run(tmp_path, setting, tiny_folder).stdout
+    out = evaluate_run(tmp_path, setting, tiny_folder).stdout
+    assert accuracy_line(tmp_path, setting) in out and f"after epoch 0, {argument} {value}\n" in out
 
 
 def test_features_of_random_weights_are_marked_in_the_log(train, data_folder, tmp_path):
