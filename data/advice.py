@@ -32,8 +32,7 @@ def read_hdf5(path, key):
 def write_command(path, name, array="a", read=None, before=""):
     """'write NEW: python -c ...' for a file of this name in `AVE_FILES`.
 
-    read: Python code of the array a (default: what the file holds); array: Python code of what to write; before:
-    statements that come first.
+    Of Python code: `array` is written, `read` is its `a` (default: what the file holds), `before` comes first.
     """
     key = AVE_FILES[name].key
     new, instead = path, ""
@@ -141,16 +140,12 @@ def channels_first(files, sizes):
 
 
 def background_first(files, labels, sizes):
-    """On labels [videos, T] whose background seems to be class 0.
-
-    Background shares a video with many categories, a category with none but background.
-    """
+    """On labels [videos, T] whose class 0 shares videos with many classes, as only background does."""
     present = one_hot(labels, sizes.num_classes).amax(dim=1)      # [videos, C]
     together = present.T @ present > 0
     if sizes.num_classes < 3 or together[0, 1:].double().mean() <= 0.5 or together[-1, 1:-1].any():
         return []
-    return [f"{files['labels']}: class 0 looks like background, since it is in the videos of most other classes; "
-            "background must be the last class, in all label files",
+    return [f"{files['labels']}: class 0 looks like background, which must be the last class in all label files",
             *(write_command(files[name], name, "numpy.roll(a, -1, axis=-1)")
               for name in ("labels", "video_labels", "label_share", "labels_bg") if name in files)]
 

@@ -59,7 +59,6 @@ class Audit:
             return function(*arguments)
         except UserError as error:
             self.problem(str(error), *advice)
-            return None
 
 
 def print_table(rows):
@@ -96,9 +95,9 @@ def scan(audit, path, name):
 
 
 def scan_files(audit, data_dir, names, given, annotations):
-    """({name: path}, {name: rows of zeros alone}, {name: rows that are not finite}) of the files that can be used.
+    """Prints the table. ({name: path}, {name: rows of zeros}, {name: rows not finite}) of the files that can be used.
 
-    Prints the table. Files of background videos can be used only together. annotations: where they should be.
+    Files of background videos can be used only together. annotations: where they should be.
     """
     files, zero_rows, odd_rows, unread = {}, {}, {}, []
     table = [("file", "shape", "dtype", "MB", "range", "zeros", "not finite")]
@@ -131,10 +130,9 @@ def check_weak_labels(audit, files, labels, sizes):
             or audit.attempt(check_weak_shapes, alone, sizes, advice=shape_advice(alone)) is None):
         return
 
-    def compare(name, wrong, what, advice=BUILD):
-        if wrong.any():
-            audit.doubt(f"{files[name]}: {wrong.sum()} videos have another {what} (first in row {wrong.argmax()})",
-                        advice)
+    def compare(name, bad, what, advice=BUILD):      # bad: whether each video is wrong
+        if bad.any():
+            audit.doubt(f"{files[name]}: {bad.sum()} videos have another {what} (first in row {bad.argmax()})", advice)
 
     share = audit.attempt(read_label_share, files)
     if share is not None:

@@ -63,7 +63,7 @@ def find_videos(place, annotations=None):
         if other != path:
             raise UserError(f"--videos: {other} and {path} are of one YouTube id; remove one")
     ids = {one_form(annotation.video_id) for annotation in annotations}
-    by_id.update(files_by_part(ids - set(by_id), [path for name, path in by_id.items() if name not in ids]))
+    by_id |= files_by_part(ids - by_id.keys(), {name: path for name, path in by_id.items() if name not in ids})
     left = sorted(set(files) - {by_id.get(video_id) for video_id in ids}, key=natural_order)
     if left:
         print(f"--videos: {len(left)} of {len(files)} files fit no line, or more than one: "
@@ -78,8 +78,7 @@ def one_form(name):
 
 def files_by_part(ids, files):
     """{id: the file whose name has the id as a part of its own}, where the id fits one file, and the file one id."""
-    names = {path: one_form(path.stem) for path in files}
-    fitting = {video_id: [path for path, name in names.items() if video_id in name
+    fitting = {video_id: [path for name, path in files.items() if video_id in name
                           and re.search(rf"(?<![^\W_]){re.escape(video_id)}(?![^\W_])", name)] for video_id in ids}
     uses = Counter(path for paths in fitting.values() for path in paths)
     return {video_id: paths[0] for video_id, paths in fitting.items() if len(paths) == 1 and uses[paths[0]] == 1}
@@ -126,11 +125,9 @@ def read_kept(kept, name):
 
 
 def find_kept(args, paths):
-    """What is kept of the video files, and what is to be made.
+    """({path: its kept file}, {path: what features depend on} of those to be made, {path: reason} of the unusable).
 
-    Returns {path: its kept file}; {path: settings} of those whose features are not kept, with all that these depend
-    on; {path: reason} of those that cannot be used. Raises UserError if kept features have other settings, unless
-    --overwrite allows to replace them.
+    Raises UserError if kept features have other settings, unless --overwrite allows to replace them.
     """
     kept, to_make, failed = {}, {}, {}
     flags = "".join(f" --{name}" for name in ("pad", "random_weights") if getattr(args, name))

@@ -2,8 +2,7 @@
 
     python data/prepare_labels.py --annotations data/Annotations.txt --output_dir data
 
-Line i of the annotations is row i of every file. An event counts in the segments start .. end-1; all others are
-background, the last label.
+Line i of the annotations is row i of every file. Segments start .. end-1 hold the event, others background, the last.
 """
 import sys
 from collections import Counter

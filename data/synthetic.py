@@ -121,8 +121,8 @@ class World:
     def video(self, kind, row, category=None, event=None):
         """(audio [T, Da], visual [T, h, w, Dv], true cells [T, h, w]) of one video, float32.
 
-        kind: 1 for a video with the event of `category` in the segments where `event` [T] is true; 2 for a background
-        video. Each (kind, row) draws from a generator of its own, so a video does not depend on those before it.
+        kind: 1, with the event of `category` in the segments where `event` [T] is true; or 2, a background video. Each
+        (kind, row) draws from a generator of its own, so a video does not depend on those before it.
         """
         generator = np.random.default_rng([self.seed, kind, row])
         if kind == 1:
@@ -139,6 +139,7 @@ class World:
         cells = np.zeros((self.segments, self.map_size, self.map_size), bool)
         for t, (top, left) in enumerate(corners):
             cells[t, top:top + self.look_size, left:left + self.look_size] = seen[t]
+
         audio = self._audio(generator, category, other, heard)
         visual = self.visual_clutter.draw(generator).reshape(*cells.shape, -1)
         visual[cells] += self._variant(generator, self.looks[category] + self.family_looks[category % FAMILIES])
@@ -169,10 +170,7 @@ def own_annotations(generator, videos, categories, segments):
 
 
 def write_features(args, suffix, videos, make_video):
-    """Streams videos to audio_feature{suffix}.h5, visual_feature{suffix}.h5 and, without suffix, true_cells.h5.
-
-    make_video(row) -> audio, visual, cells.
-    """
+    """Streams the audio, visual features and cells of make_video(row) to HDF5 files; with a suffix, no cells."""
     cells = videos, args.segments, args.map_size, args.map_size
     layouts = [(f"audio_feature{suffix}.h5", (videos, args.segments, args.audio_dim), args.dtype),
                (f"visual_feature{suffix}.h5", (*cells, args.visual_dim), args.dtype)]
@@ -246,8 +244,7 @@ def main():
 
     split_sizes = ", ".join(f"{split} {len(rows)}" for split, rows in zip(SPLITS, orders))
     print(f"{args.output_dir}: {len(annotations)} videos ({split_sizes}) and {args.background} background videos; "
-          f"{100 * event.mean():.1f} % event segments, "
-          f"{100 * event.all(axis=1).mean():.1f} % videos with the event in all {args.segments} segments")
+          f"{100 * event.mean():.1f} % event segments; in {100 * event.all(axis=1).mean():.1f} % of the videos all are")
 
 
 if __name__ == "__main__":

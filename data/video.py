@@ -91,7 +91,7 @@ def frame_numbers(count, segments=10):
 
 def read_frames(path, segments=10, pad=False):
     """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip."""
-    times, duration, rate, cut, notes = _frame_times(path, segments)
+    times, duration, rate, end, notes = _frame_times(path, segments)
     if times[-1] >= segments + TOLERANCE:
         times, seconds = times[times < segments], segments
     else:
@@ -99,9 +99,7 @@ def read_frames(path, segments=10, pad=False):
         seconds = min(seconds, max(times[-1], segments))      # the last picture may stay for long
     if seconds < segments - TOLERANCE:
         if not pad:
-            until = " until its clock jumps" * cut
-            raise VideoError(f"lasts {seconds:.1f} s{until}, {segments} are needed (--pad repeats the last frame, "
-                             "--segments takes fewer)")
+            raise VideoError(f"lasts {seconds:.1f} s{end}, {segments} are needed (--pad fills up, or fewer --segments)")
         notes.append(f"the last frame fills {segments - seconds:.1f} s")
     step = times[-1] / max(1, len(times) - 1)
     uneven = np.abs(times - np.linspace(0, times[-1], len(times))).max()
@@ -130,8 +128,8 @@ def pictures_at_constant_rate(times, rate, segments=10):
 
 
 def _frame_times(path, segments):
-    """(times from 0 to the first frame that is too late, duration of the last, rate, whether it is cut, notes)."""
-    times, damaged, closed, cut = [], [], 0, False
+    """(times from 0 to the first frame that is too late, duration of the last, rate, why it ends early, notes)."""
+    times, damaged, closed, end = [], [], 0, ""
     with _open(path, "video") as (container, stream):
         if stream is None:
             raise VideoError("has no picture")
@@ -144,7 +142,7 @@ def _frame_times(path, segments):
             before, following = (times[-1], times[-1] + 1 / rate) if times else (0.0, 0.0)
             time = following if frame.time is None else frame.time + shift
             if time > before + JUMP and not container.format.flags & CLOCK_MAY_JUMP:
-                cut = True
+                end = " until its clock jumps"
                 break
             if not before - BACK <= time <= before + JUMP:
                 shift += following - time
@@ -157,14 +155,14 @@ def _frame_times(path, segments):
         if not times:
             raise VideoError("has no picture that can be decoded")
         notes = _notes(container, "picture", damaged, start)
-    if cut:
+    if end:
         notes.append(f"the times of the picture jump by more than {JUMP} s; it is used up to there")
         duration = 0.0      # which reaches to the next picture in some formats
     if closed:
         notes.append(f"{closed} jump{'s' * (closed > 1)} of the times of the picture closed")
     if hdr:
         notes.append(f"the picture is HDR ({hdr}); its colours are used as they are stored, mostly too pale")
-    return np.array(times), duration, rate, cut, notes
+    return np.array(times), duration, rate, end, notes
 
 
 def _picture(frame):
@@ -210,8 +208,7 @@ def read_sound(path, segments=10, pad=False):
     missing = segments - len(sound) / rate
     if missing > TOLERANCE:
         if not pad:
-            raise VideoError(f"has {len(sound) / rate:.1f} s of sound, {segments} are needed (--pad fills up with "
-                             "silence, --segments takes fewer)")
+            raise VideoError(f"lacks {missing:.1f} of {segments} s of sound (--pad adds silence, or fewer --segments)")
         notes.append(f"silence fills {missing:.1f} s of the sound")
     return np.pad(sound, ((0, segments * rate - len(sound)), (0, 0))), rate, notes
 

@@ -64,10 +64,7 @@ class VGG19(nn.Module):
 
 
 class VGGish(nn.Module):
-    """Log mel patches [B, 96, 64] -> embeddings [B, 128], >= 0, without PCA or quantisation.
-
-    Layers are named as in torchvggish.
-    """
+    """Log mel patches [B, 96, 64] -> embeddings [B, 128], >= 0, without PCA. Layers are named as in torchvggish."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +77,7 @@ class VGGish(nn.Module):
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))      # in the order height, width, channels
 
 
-# ------------------------------------------------------------------------------------ what VGGish hears
+# ------------------------------------------- what VGGish hears (its front end, Hershey et al., ICASSP 2017)
 
 RATE = 16000              # samples a second that the network knows
 WINDOW, HOP, FFT = 400, 160, 512
@@ -115,20 +112,18 @@ def random_networks():
     """(VGG19, VGGish) with random weights, always the same, that keep the size of what passes through."""
     generator = torch.Generator().manual_seed(0)
     networks = VGG19(), VGGish()
-    for network in networks:
-        for parameter in network.parameters():
-            if parameter.dim() > 1:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
-            else:
-                nn.init.zeros_(parameter)
+    for parameter in nn.ModuleList(networks).parameters():
+        if parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        else:
+            nn.init.zeros_(parameter)
     return networks
 
 
 def load_networks(vgg19_path, vggish_path):
     """(VGG19, VGGish) with the published weights. Raises UserError if a file is missing or is not the published one."""
-    files = ((VGG19_WEIGHTS, vgg19_path), (VGGISH_WEIGHTS, vggish_path))
-    missing = [f"{path} ({file.what}, {file.megabytes} MB, from {file.source})"
-               for file, path in files if not path.is_file()]
+    missing = [f"{path} ({file.what}, {file.megabytes} MB, from {file.source})" for file, path in
+               ((VGG19_WEIGHTS, vgg19_path), (VGGISH_WEIGHTS, vggish_path)) if not path.is_file()]
     if missing:
         raise UserError(f"weights not found: {', '.join(missing)}; put them there, or name them with --vgg19_weights "
                         "and --vggish_weights; to try it without them: --random_weights (the features mean nothing)")
@@ -143,7 +138,8 @@ def load_vgg19(path):
     arrays = []      # of all layers by name, which is their order: block1_conv1, block1_conv2, ...
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(lambda _, item: arrays.append(item[()]) if isinstance(item, h5py.Dataset) else None)
-    kernels, biases = ([array for array in arrays if array.ndim == axes] for axes in (4, 1))
+    kernels = [array for array in arrays if array.ndim == 4]
+    biases = [array for array in arrays if array.ndim == 1]
     with torch.no_grad():
         for layer, kernel, bias in zip(layers, kernels, biases, strict=True):
             layer.weight.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
@@ -164,5 +160,4 @@ def check_digest(path, file):
     with open(path, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False)).hexdigest()
     if not digest.startswith(file.digest):
-        raise UserError(f"{path}: is not {file.what}: its {file.algorithm.upper()} is {digest[:len(file.digest)]}, "
-                        f"expected {file.digest}; download it again from {file.source}")
+        raise UserError(f"{path}: is not {file.what} (by its {file.algorithm}); download it again from {file.source}")
