@@ -219,10 +219,9 @@ def test_a_file_that_is_no_log_is_refused(tmp_path):
 
 
 def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
-    def log(name, **header):
+    def log(name, setting="fully", LAMBDA=100):
         path = tmp_path / f"{name}.jsonl"
-        options = {"LAMBDA": 100, "seed": len(name), **header.pop("options", {})}
-        run = {"setting": "fully", "model_name": "PSP", "network_args": {}, "options": options, **header}
+        run = {"setting": setting, "options": {"LAMBDA": LAMBDA, "seed": len(name)}}
         path.write_text("\n".join(map(json.dumps, [{"run": run}, {"epoch": 0, "loss": 1, "val_accuracy": 1}])))
         return path
 
@@ -230,7 +229,7 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
     first, other_seed = log("first"), log("other seed")
     run_quickly("run_figures.py", "curves", first, other_seed, "--output", picture)
     picture.unlink()
-    for path, name in ((log("weak", setting="weakly"), "setting"), (log("lambda", options={"LAMBDA": 1}), "LAMBDA")):
+    for path, name in ((log("weak", setting="weakly"), "setting"), (log("lambda", LAMBDA=1), "LAMBDA")):
         done = run_quickly("run_figures.py", "curves", first, other_seed, path, "--output", picture, code=2)
         assert f"(they differ in {name})" in done.stderr and not picture.exists()
 

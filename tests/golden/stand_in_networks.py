@@ -21,7 +21,6 @@ class Renamed(nn.Module):
 
     def __init__(self, network, names):
         super().__init__()
-        self.ours = [network]      # the list hides it, with its own names
         for released, our_name in names.items():
             part, (*path, name) = self, released.split(".")
             for step in path:
@@ -29,10 +28,7 @@ class Renamed(nn.Module):
                     part.add_module(step, nn.Module())
                 part = part.get_submodule(step)
             part.add_module(name, network.get_submodule(our_name))
-
-    def train(self, mode=True):
-        self.ours[0].train(mode)
-        return super().train(mode)
+        self.ours = network      # last: what has two names is listed under the first
 
 
 class psp_net(Renamed):
@@ -42,8 +38,8 @@ class psp_net(Renamed):
         self.temperature = nn.Parameter(torch.tensor(1.0))      # not used
 
     def forward(self, audio, video, threshold):
-        self.ours[0].psp.threshold = threshold
-        output = self.ours[0](audio.cuda(), video.float())
+        self.ours.psp.threshold = threshold
+        output = self.ours(audio.cuda(), video.float())
         if SETTING == "fully":
             return output.psp.fusion, output.logits, output.similarity
         return output.psp.fusion, output.logits, output.logits.mean(dim=1).softmax(dim=-1)
@@ -54,4 +50,4 @@ class att_Net(Renamed):
         super().__init__(AVELNetwork(embedding_dim, hidden_size, (7, 7), tagset_size), AVEL_NAMES)
 
     def forward(self, audio, video):
-        return self.ours[0](audio, video).logits.softmax(dim=-1)
+        return self.ours(audio, video).logits.softmax(dim=-1)
