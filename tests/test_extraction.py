@@ -253,10 +253,7 @@ class SmallVGGish(torch.nn.Module):
 
 @pytest.fixture
 def run(monkeypatch, quick_script, tmp_path):
-    """Runs the script on one second of each video, with small networks, to an exit code; its stderr.
-
-    ids: of the annotations.
-    """
+    """Runs the script on one second of each video, with small networks; its stderr. ids: of the annotations."""
     monkeypatch.setattr(networks, "VGG19", SmallVGG19)
     monkeypatch.setattr(networks, "VGGish", SmallVGGish)
 

@@ -31,11 +31,10 @@ in_both_formats = pytest.mark.parametrize("legacy", [True, False], ids=["stream"
 def released(request):
     """(setting, {released name: float32 golden weight})."""
     setting = request.param
-    network = PSPNetwork(128, 512, (7, 7), 29, **PUBLISHED[setting])
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    return setting, {name: torch.from_numpy(recipe.parameter(GOLDEN["seed"], name,
-                                                             shapes[our_name(name, setting)])).float()
-                     for name in GOLDEN[setting]["grad_norms"]}
+    state = PSPNetwork(128, 512, (7, 7), 29, **PUBLISHED[setting]).state_dict()
+    shapes = {name: tuple(state[our_name(name, setting)].shape) for name in GOLDEN[setting]["grad_norms"]}
+    return setting, {name: torch.from_numpy(recipe.parameter(GOLDEN["seed"], name, shape)).float()
+                     for name, shape in shapes.items()}
 
 
 def assert_is_the_golden_network(path, setting):
@@ -188,10 +187,6 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
     assert dict(vars(Inert)) == before
 
 
-class Foreign(torch.nn.Module):
-    """A module of another project."""
-
-
 def torchscript():
     with warnings.catch_warnings(action="ignore"):
         torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer := io.BytesIO())
@@ -220,9 +215,8 @@ OTHER_FILES = {      # name: (content, what is said)
     "log": (b'{"run": {"seed": 0}}\n', "is the log of a run; its checkpoint is PSP_fully.pt"),
     "json": (b'{"videos": []}', NOT_SAVED),
     "text": (b"csv,of\nnames\n", NOT_SAVED),
-    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(300), NOT_SAVED),
     "pickle": (pickle.dumps({"a": 1}, 2), NOT_SAVED),
-    "foreign": (saved(Foreign()), r"names '.*\.Foreign', which was not run; save the state_dict\(\) alone"),
+    "foreign": (saved(UserError()), r"names 'utils.UserError', which was not run; save the state_dict\(\) alone"),
     "ours": (saved(OWN), OF_OURS),
     "ours, stream": (saved(torch.nn.DataParallel(OWN), legacy=True), OF_OURS),
     "another entry": (saved({"net": TENSORS}), NOT_OURS),
