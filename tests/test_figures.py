@@ -232,10 +232,11 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
         assert f"(they differ in {name})" in done.stderr and not picture.exists()
 
 
-def test_missing_glyphs_are_noted_once_and_an_unknown_format_refused(tmp_path, capsys):
+def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, capsys):
     figure, axes = drawing.pyplot.subplots()
     axes.set_title("\u72ac\u732b")      # two characters that the font lacks
     drawing.save_figure(figure, tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert capsys.readouterr().err.count("\n") == 1
     error = run_quickly("run_figures.py", "curves", "a.jsonl", "--output", "a.doc", code=2).stderr
     assert error.count("\n") == 1 and "'a.doc' does not end in .png, .pdf or .svg" in error
