@@ -4,11 +4,10 @@ import re
 import shutil
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
-from conftest import MAIN, ROOT, accuracy_line, evaluate_run, read, read_log
+from conftest import ROOT, accuracy_line, evaluate_run, read, read_log
 from model.checkpoint import save_tensors
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
@@ -126,11 +125,11 @@ def test_classes_without_names_are_matched_by_number_with_a_note(evaluate):
     assert "matched by number" in evaluate().stdout
 
 
-def test_a_checkpoint_of_the_other_setting_is_refused(trained, quick_script, tiny_folder):
+def test_a_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, tmp_path):
     setting, folder, _ = trained
-    other = MAIN["weakly" if setting == "fully" else "fully"]
-    error = quick_script(other, "--trained_model_path", folder / f"PSP_{setting}.pt", "--data_dir", tiny_folder,
-                         code=2).stderr
+    other = "weakly" if setting == "fully" else "fully"
+    shutil.copy(folder / f"PSP_{setting}.pt", tmp_path / f"PSP_{other}.pt")
+    error = evaluate_run(tmp_path, other, tiny_folder, code=2).stderr
     assert f"is a {setting} supervised checkpoint" in error and error.count("\n") == 1
 
 

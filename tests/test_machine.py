@@ -14,6 +14,7 @@ import utils
 from conftest import MAIN, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite
 from model import data
 from model.avel import AVELNetwork
+from model.checkpoint import load_checkpoint
 from pretended_gpu import pretended_gpu
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
@@ -35,7 +36,7 @@ def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, value_bytes, expecte
     assert str(place[1]) == expected
 
 
-def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_file(train, data_folder, tmp_path):
+def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_file(train, data_folder):
     path, new_path = data_folder / "visual_feature.h5", data_folder / "visual_feature.contiguous.h5"
     rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
     options = ("--nb_epoch", 1, "--data_dir", data_folder, "--features")
@@ -108,9 +109,11 @@ def test_a_processor_without_bf16_is_recognised(tmp_path, flags, has_bf16):
     assert utils.has_bf16(tmp_path / "cpuinfo") == has_bf16
 
 
-def test_fp64_leaves_nothing_behind_for_the_next_run(train, tmp_path):
+def test_fp64_trains_in_float64_and_leaves_nothing_behind_for_the_next_run(train, tmp_path):
     for folder, precision in (("first", "fp32"), ("double", "fp64"), ("second", "fp32")):
         train("fully", "--precision", precision, "--output_dir", tmp_path / folder)
+    weights = load_checkpoint(tmp_path / "double" / "PSP_fully.pt")["weights"].values()
+    assert all(weight.dtype == torch.float64 for weight in weights)
     assert_same_run(tmp_path / "first", tmp_path / "second", "fully")
     assert read_log(tmp_path / "double", "fully")[0]["data"] == read_log(tmp_path / "first", "fully")[0]["data"]
 
