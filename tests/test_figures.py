@@ -198,15 +198,14 @@ def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
 @pytest.mark.parametrize("script", [[MAIN["fully"]], ["model/avel.py", "--setting", "fully"]], ids=["PSP", "AVEL"])
 def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, script):
     """With names that matplotlib would take for formulas."""
-    run_quickly(*script, "--train", "--nb_epoch", 1, "--batch_size", 12, "--data_dir", tiny_folder,
-                "--output_dir", tmp_path)
-    path, = tmp_path.glob("*_fully.pt")
     annotations, picture = tmp_path / "Annotations.txt", tmp_path / "a.png"
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
+    data = ("--data_dir", tiny_folder, "--annotations", annotations)
+    run_quickly(*script, "--train", "--nb_epoch", 1, "--batch_size", 12, *data, "--output_dir", tmp_path)
+    path, = tmp_path.glob("*_fully.pt")
     frames = pictures(tmp_path / "frames", 6)
     for figure, *options in (["video"], ["video", "--frames", frames], ["categories"]):
-        run_quickly("run_figures.py", figure, path, "--data_dir", tiny_folder, "--annotations", annotations,
-                    "--output", picture, *options)
+        run_quickly("run_figures.py", figure, path, *data, "--output", picture, *options)
         assert picture.read_bytes().startswith(b"\x89PNG")
         picture.unlink()
 
