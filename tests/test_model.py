@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, AudioGuidedVisualAttention, Output,
-                       PositiveSamplePropagation, PSPNetwork, avps_target, weakly_supervised_loss)
+                       PositiveSamplePropagation, PSPNetwork, avps_target, video_probability,
+                       weakly_supervised_loss)
 
 SETTINGS = {"fully": FULLY_SUPERVISED, "weakly": WEAKLY_SUPERVISED}
 
@@ -114,7 +115,13 @@ def test_what_is_left_out_is_not_built_and_all_else_gets_a_gradient(setting, opt
     assert not [name for name in gradients if name.startswith(left_out)] if left_out else len(gradients) > 20
 
 
-def test_the_weak_loss_is_nan_if_any_output_is_not_finite():
-    logits = torch.zeros(3, 5, 4)
-    logits[1, 2, 0] = torch.inf
-    assert weakly_supervised_loss(Output(logits, None), torch.full((3, 4), 0.25)).isnan()
+def test_the_weak_loss_is_binary_cross_entropy_to_the_bit_and_nan_if_the_output_is_not_finite():
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 5, 4, requires_grad=True), torch.rand(3, 4)
+    loss = weakly_supervised_loss(Output(logits, None), target)
+    expected = torch.nn.functional.binary_cross_entropy(video_probability(logits), target)
+    assert torch.equal(loss, expected)
+    assert torch.equal(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
+    broken = logits.detach().clone()
+    broken[1, 2, 0] = torch.inf
+    assert weakly_supervised_loss(Output(broken, None), target).isnan()
