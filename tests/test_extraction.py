@@ -189,16 +189,16 @@ def test_a_picture_or_a_sound_that_begins_late_is_noted_and_not_shifted(tmp_path
 def test_a_film_that_is_cut_off_or_damaged_is_used_in_part_or_refused(tmp_path, suffix, sound_codec):
     path = tmp_path / f"film.{suffix}"
     content = np.fromfile(film(path, 2, 16, tone(2), sound_codec=sound_codec), np.uint8)
-    generator, notes, refused = np.random.default_rng(0), [], 0
+    generator, notes, refused = np.random.default_rng(1), [], 0
     cut = [content[:part * len(content) // 10] for part in range(10)]
-    damaged = [content * (generator.random(len(content)) > zeros / len(content)) for zeros in range(20, 220, 20)]
+    damaged = [content * (generator.random(len(content)) > zeros / len(content)) for zeros in range(20, 420, 20)]
     for broken in cut + damaged:
         path.write_bytes(broken.tobytes())
         try:
             notes += read_clip(path, 2, pad=True).notes
         except VideoError:
             refused += 1
-    assert 0 < refused < 20 and any(re.search("damaged parts? of the (picture|sound) skipped", note) for note in notes)
+    assert 0 < refused < 30 and any(re.search("damaged parts? of the (picture|sound) skipped", note) for note in notes)
 
 
 @pytest.mark.parametrize("content", [b"no film", b"#EXTM3U\n#EXTINF:1,\nother.ts\n"])
