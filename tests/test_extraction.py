@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -81,6 +82,17 @@ def test_log_mel_is_the_published_one(case):
     assert patches.shape == (2, 96, 64)
     np.testing.assert_allclose(patches[:, :3], golden["first_rows"], rtol=0, atol=1e-8)
     np.testing.assert_allclose(np.linalg.norm(patches, axis=(1, 2)), golden["norm"], rtol=1e-8)
+
+
+def test_the_frames_of_the_real_clip_are_the_ones_that_opencv_reads():
+    path = Path(os.environ.get("AVE_DATA", "none")).parent / "extraction/real/video.mp4"
+    if not path.is_file():
+        pytest.skip("no real clip at hand")
+    capture, pictures = cv2.VideoCapture(str(path)), []
+    while (found := capture.read())[0]:
+        pictures.append(cv2.resize(found[1], (224, 224))[..., ::-1])
+    expected = np.stack([pictures[number] for number in GOLDEN["frames"]["251"]])
+    np.testing.assert_array_equal(read_frames(path)[0].reshape(-1, 224, 224, 3), expected)
 
 
 # --------------------------------------------------------------------------------------------- any video
