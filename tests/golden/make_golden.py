@@ -123,8 +123,8 @@ def difference(new, old):
 
 
 def main():
-    Path("golden_again").mkdir()
     torch.set_default_dtype(torch.float64)
+    again = {}
     # Their code may ask for a GPU and for float32.
     with mock.patch.multiple(torch.Tensor, cuda=lambda self, *_, **__: self, float=torch.Tensor.double):
         for model in NETWORKS:
@@ -134,7 +134,10 @@ def main():
                 for name, old in numbers[setting].items():
                     print(f"{model}.json  {setting:6}  {name:20}  {difference(made[name], old):.1e}")
                 numbers[setting] = made
-            Path(f"golden_again/{model}.json").write_text(json.dumps(numbers))
+            again[f"{model}.json"] = json.dumps(numbers)
+    Path("golden_again").mkdir()
+    for name, text in again.items():
+        Path("golden_again", name).write_text(text)
 
 
 if __name__ == "__main__":
