@@ -2,8 +2,6 @@
 import argparse
 import inspect
 import json
-import platform
-import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -244,7 +242,7 @@ def report_runs(args, rows, test_set):
                if name != "resume" and not isinstance(value, Path)}      # results tell nothing of the user's folders
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
                "revisions": sorted({header["versions"]["git"] or "unknown" for header in headers}),
-               "processors": sorted({header["device"].replace("cpu", cpu_name()) for header in headers}),
+               "processors": sorted({header["processor"] for header in headers}),
                "test_fingerprint": test_set.fingerprint, "runs": rows}
     write_atomically(path, json.dumps(content, default=str) + "\n")
     print("seed   best epoch     val    test   test, last epoch")
@@ -264,9 +262,3 @@ def note_few_seeds(seeds):
     """Prints that an interval of few seeds misleads."""
     if seeds < 5:
         print(f"note: {seeds} seeds; with fewer than five, intervals are far too narrow: use ten")
-
-
-def cpu_name():
-    path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", path.read_text()) if path.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()

@@ -6,7 +6,7 @@ import torch
 
 from dataset import AVE_FILES, SPLITS
 from model.class_names import class_names, names_and_ids
-from model.run import versions
+from model.run import processor, versions
 from psp_model import ATTENTIONS, MODALITIES, PUBLISHED
 from utils import OptionParser, bounded
 
@@ -171,6 +171,6 @@ def run_header(args, network_args, data, device, script):
         "data": {**sizes._asdict(), **{split: len(dataset) for split, dataset in data.items()},
                  **{f"fingerprint_{split}": dataset.fingerprint for split, dataset in data.items()},
                  "random_weights": any(dataset.random_weights for dataset in data.values())},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": processor(device),
         "versions": versions(script),
     }

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -227,6 +228,15 @@ class Run:
                 "test": best["test_accuracy"], "score": best["score"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
                 "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}
+
+
+def processor(device):
+    """The name of the GPU or, of the device 'cpu', of this machine's processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", path.read_text()) if path.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def versions(script):
