@@ -63,8 +63,10 @@ class AVEDataset(Dataset):
     """
 
     def __init__(self, files, split, weak=False, features="memory", dtype=torch.float32, device="cpu", pinned=False):
-        if features not in ("memory", "disk"):
-            raise ValueError(f"features={features!r}: expected 'memory' or 'disk'")
+        for name, value, known in (("split", split, (*SPLITS, "all", None)), ("features", features, ("memory", "disk")),
+                                   ("dtype", dtype, (torch.float32, torch.float64, torch.bfloat16))):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {known}")
         self.sizes = read_sizes(files)
         self.in_memory = features == "memory"
         self.device, self.pinned = torch.device(device if self.in_memory else "cpu"), pinned
@@ -260,9 +262,9 @@ def load_batches(dataset, positions, device):
     with ThreadPoolExecutor(1) as reader:
         upcoming = None
         for p in positions:
-            read_now, upcoming = upcoming, reader.submit(read, p)
-            if read_now:
-                yield read_now.result()
+            ready, upcoming = upcoming, reader.submit(read, p)
+            if ready:
+                yield ready.result()
         if upcoming:
             yield upcoming.result()
 
@@ -310,6 +312,8 @@ def required_files(splits, weak_training=False, background_videos=True):
 
     splits: [None] for features without labels.
     """
+    if not {*splits} <= {*SPLITS, "all", None}:
+        raise ValueError(f"splits={splits!r}: expected a list of 'train', 'val', 'test', 'all' or None")
     names = list(FEATURES)
     if splits != [None]:
         names += ["labels", *(f"order_{split}" for split in splits if split in SPLITS)]

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 EPSILON = 1e-8              # avoids division by zero
-CACHED_VALUES = 2 ** 21     # elements of H_v per chunk on a CPU; fits its cache
+CACHED_VALUES = 2 ** 21     # elements of H_v per chunk on a CPU; fits the cache of a core
 
 
 class AudioGuidedVisualAttention(nn.Module):
@@ -181,6 +181,8 @@ class PSPNetwork(nn.Module):
                  input_layers, renormalise, output_layers, weighting, dropout=0.1,
                  attention="audio-guided", modality="both"):
         super().__init__()
+        if attention not in ATTENTIONS or modality not in MODALITIES or not 0 <= threshold <= 1:
+            raise ValueError(f"attention {attention!r}, modality {modality!r} or threshold {threshold!r} is unknown")
         lstm_dim = 128            # of each direction; also the width that features are mapped to
         dim = 2 * lstm_dim        # d
         num_regions = map_size[0] * map_size[1]
@@ -201,7 +203,6 @@ class PSPNetwork(nn.Module):
             self.attention = MeanOverRegions()
         else:
             self.attention = AudioGuidedVisualAttention(mapped_audio_dim, visual_dim, num_regions)
-
         self.lstm_audio = LSTM(mapped_audio_dim, lstm_dim)
         self.lstm_visual = LSTM(lstm_dim, lstm_dim)
         self.psp = PositiveSamplePropagation(dim, threshold, renormalise, output_layers, dropout)
@@ -213,7 +214,7 @@ class PSPNetwork(nn.Module):
     def forward(self, audio, visual):
         """audio [B, T, Da], visual [B, T, h, w, Dv] -> `Output`."""
         map_size = visual.shape[2:4]
-        audio = self.audio_in(audio)                                        # [B, T, 128]
+        audio = self.audio_in(audio)                                        # [B, T, 128]; weakly [B, T, Da]
         visual, alpha = self.attention(audio, visual.flatten(2, 3))         # [B, T, Dv], [B, T, R]
         visual = self.visual_in(visual)                                     # [B, T, 128]
         audio, _ = self.lstm_audio(audio)                                   # [B, T, d]

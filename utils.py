@@ -213,9 +213,12 @@ class InPrecision(nn.Module):
 
 
 def in_dtype(value, dtype):
-    """A tensor in a floating dtype; of a named tuple, each tensor in it."""
-    if isinstance(value, tuple):
-        return type(value)(*(in_dtype(part, dtype) for part in value))
+    """A tensor in a floating dtype; of a dict, list or tuple, each tensor in it."""
+    if isinstance(value, dict):
+        return {name: in_dtype(part, dtype) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [in_dtype(part, dtype) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
@@ -244,7 +247,7 @@ def write_atomically(path, content):
     try:
         try:
             with open(partial, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

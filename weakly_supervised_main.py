@@ -64,7 +64,7 @@ def train(args, data, device, order=shuffled, initialise=None):
             check = epoch > 0 and epoch % args.check_epoch == 0     # as in the released code, no check at epoch 0
             if (check or epoch == args.nb_epoch - 1) and run.writes:
                 val, test = (predict(model, data[split], args.batch_size) for split in ("val", "test"))
-                score = val.accuracy                                # the highest chooses the checkpoint; or None
+                score = val.accuracy                                # the check with the highest is kept; or None
                 record |= {"val_accuracy": val.accuracy, "test_accuracy": test.accuracy, "kept_pairs": test.kept_pairs,
                            "score": None if score is None else float(score)}
                 best = run.best_score                               # None before the first one
@@ -89,6 +89,6 @@ def main(args=None, train=train):
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")              # huge pages: a fresh batch costs a fifth
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")              # huge pages: a batch is made faster
     with one_line_errors():
         main()

@@ -218,7 +218,8 @@ def check_labels(audit, args, files, sizes, annotations, names, ids):
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return orders
-    audit.note(*background_first(files, labels, sizes))
+    if background_first(files, labels, sizes):
+        audit.doubt(*background_first(files, labels, sizes))
     labels = labels.numpy()
     empty = np.flatnonzero((labels == sizes.background).all(axis=1))
     if len(empty):

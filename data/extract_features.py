@@ -51,7 +51,7 @@ def find_videos(place, annotations=None):
     """The Video of each row, from a folder or one file. Raises UserError if there is none, or two for one line."""
     files = [place]
     if not place.is_file():
-        files = sorted((path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+        files = sorted((path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir()
                         and not path.name.startswith(".")), key=natural_order)
     if not files:
         raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(SUFFIXES)})")
@@ -63,7 +63,12 @@ def find_videos(place, annotations=None):
         if other != path:
             raise UserError(f"--videos: {other} and {path} are of one YouTube id; remove one")
     ids = {one_form(annotation.video_id) for annotation in annotations}
-    by_id |= files_by_part(ids - by_id.keys(), {name: path for name, path in by_id.items() if name not in ids})
+    longer = files_by_part(ids - by_id.keys(), {name: path for name, path in by_id.items() if name not in ids})
+    by_id |= longer
+    if longer:
+        print(f"--videos: {len(longer)} lines take a file with a longer name: "
+              + ", ".join(f"{video_id}: {path.name}" for video_id, path in sorted(longer.items())[:3])
+              + ", ..." * (len(longer) > 3), file=sys.stderr)
     left = sorted(set(files) - {by_id.get(video_id) for video_id in ids}, key=natural_order)
     if left:
         print(f"--videos: {len(left)} of {len(files)} files fit no line, or more than one: "
@@ -190,7 +195,7 @@ def stack(args, videos, outputs, kept, failed):
             if args.random_weights:
                 dataset.attrs["random_weights"] = True
             if without_video:
-                dataset.attrs["rows_without_video"] = without_video
+                dataset.attrs["rows_without_video"] = np.int32(without_video)      # of 64 kB at most
         for row, video in enumerate(videos):
             if video.path in failed:
                 visual[row] = audio[row] = 0

@@ -31,6 +31,12 @@ def print_comparison(names, results):
         val, test = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values)
         interval = "({low:.1f} to {high:.1f})".format(**estimate(accuracies(result)))
         print(f"| {name} | {val} | {test} {interval} | {format_estimate(found)} | {format_estimate(gain(result))} |")
+    first = results[0]["options"]
+    for name, result in zip(names[1:], results[1:]):
+        options = result["options"]
+        changed = [f"{key} {first.get(key)} / {options.get(key)}" for key in sorted({*first, *options})
+                   if first.get(key) != options.get(key)]
+        print(f"{names[0]} / {name}: {', '.join(changed) or 'the same options'}")
     note_few_seeds(min(len(result["runs"]) for result in results))
 
 
@@ -39,7 +45,9 @@ def loss_options(result):
     model_name, setting = result["name"].rsplit("_", 1)
     options, parser = result["options"], (avel if model_name == "AVEL" else MAINS[setting]).options()
     quirks = options.get("quirks") or options.get("released_quirks") or []      # the second in earlier results
-    return [result["name"], "stale_avps" in quirks,
+    known = {"quirks", "released_quirks", *(action.dest for action in parser._actions)}
+    changed = {name: value for name, value in options.items() if name not in known}      # by other code
+    return [result["name"], "stale_avps" in quirks, changed,
             *(options.get(name, parser.get_default(name)) for name in group_options(parser.loss))]
 
 

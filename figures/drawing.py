@@ -1,5 +1,6 @@
 """What all pictures share: colours that the colour-blind tell apart, text sizes, curves, and how a picture is saved."""
 import argparse
+import os
 import sys
 import textwrap
 import warnings
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ["MPLBACKEND"] = "Agg"      # a notebook sets another one
 try:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator
@@ -19,7 +21,6 @@ BLUE, ORANGE, GREEN, DARK = "#0072b2", "#d55e00", "#009e73", "0.3"      # the fi
 LIGHT_BLUE, LIGHT_ORANGE, GREY = "#a6d0e8", "#f2b690", "0.87"           # backgrounds of text
 SMALL = 7      # points: the smallest text that can be read in print
 
-pyplot.switch_backend("Agg")
 pyplot.rcParams.update({
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.linewidth": 0.6, "lines.linewidth": 1.2,

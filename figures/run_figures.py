@@ -52,8 +52,9 @@ def draw_chosen_video(args, files, dataset, network, names, ids):
     cells_path = args.data_dir / "true_cells.h5"      # of synthetic videos
     if cells_path.is_file():
         with open_h5(cells_path) as cells:
-            true_cells = read_rows(cells_path, cells, slice(row, row + 1))[0].astype(bool)
-        title += "; orange: cells in which the source is seen"
+            if cells.shape[:2] == (sizes.num_rows, sizes.num_segments):
+                true_cells = read_rows(cells_path, cells, slice(row, row + 1))[0].astype(bool)
+                title += "; orange: cells in which the source is seen"
     if args.video_file is not None:
         recording = read_recording_file(args.video_file, sizes.num_segments)
     if args.frames is not None:
@@ -100,6 +101,8 @@ def main():
         parser.error(f"{args.figure} takes one checkpoint; only curves are drawn from several files")
     path, = args.files
     checkpoint = load_checkpoint(path)
+    if checkpoint["model_name"] not in NETWORK_CLASSES:
+        raise UserError(f"{path}: is of {checkpoint['model_name']}; only {', '.join(NETWORK_CLASSES)} can be drawn")
     splits = [args.split]
     if args.figure == "video":
         known = [split for split in SPLITS if (args.data_dir / AVE_FILES[f"order_{split}"].names[0]).is_file()]

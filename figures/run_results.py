@@ -38,7 +38,7 @@ def read_log(path):
     result = records[-1].get("result")
     best = result and (result.get("best") or result["best_validation"])      # its name in earlier logs
     header = records[0].get("run", {})
-    training = {name: header.get(name) for name in ("setting", "model_name", "network_args")}
+    training = {name: header.get(name) for name in ("setting", "model_name", "network_args", "data")}
     training |= {**header.get("options", header.get("settings", {})), "seed": None}      # settings: in earlier logs
     return Log(loss, val, test, best and best["epoch"], training)
 
@@ -56,6 +56,9 @@ def read_result(path):
     name = paths[0].name.removesuffix("_runs.json")
     result = json.loads(paths[0].read_text())
     logs = [read_log(paths[0].parent / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
+    for run, log in zip(result["runs"], logs):
+        if (log.kept, log.test.get(log.kept)) != (run["best_epoch"], 100 * run["test"]):
+            raise UserError(f"{paths[0]}: seed {run['seed']} has another log; it was trained once more, alone")
     return {**result, "name": name, "folder": str(path), "validation": [list(log.val.values()) for log in logs]}, logs
 
 

@@ -6,6 +6,7 @@ weights, and the header and scores of the run that made it, see model/run.py.
 import inspect
 import io
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ import torch
 
 from model.class_names import AVE_CLASSES
 from model.released_checkpoint import (
-    DOWNLOAD, NOT_OURS, find_weights, read_bytes, read_released, released_setting, released_weights)
+    DOWNLOAD, NOT_OURS, damaged_entry, find_weights, read_bytes, read_released, released_setting, released_weights)
 from psp_model import PUBLISHED
 from utils import UserError, one_line, write_atomically
 
 
 def save_tensors(path, content):
-    """Writes tensors and plain values."""
+    """Writes tensors and plain values. Raises ValueError for anything else, which could not be read again."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    try:
+        torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: only tensors and plain values can be saved: {error}") from error
     write_atomically(path, buffer.getbuffer())
 
 
@@ -40,6 +45,9 @@ def read_content(path, remedy=DOWNLOAD):
     """
     path = Path(path)
     data = read_bytes(path, remedy)
+    damaged = damaged_entry(data)
+    if damaged:
+        raise UserError(f"{path}: is damaged, in {ascii(damaged)}; {remedy}")
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:      # one of the authors' files, or a broken one
@@ -72,7 +80,7 @@ def load_checkpoint(path, setting=None):
 
 
 def _checkpoint_from(weights):
-    """A checkpoint from bare tensors with the authors' names or ours; all else has the paper's value."""
+    """A checkpoint from bare tensors with the authors' names or ours; all else has the paper's value ('assumed')."""
     setting, names = released_setting(weights), {}
     if setting is None:      # our names
         setting = "weakly" if "weighting.weight" in weights else "fully"
@@ -86,7 +94,8 @@ def _checkpoint_from(weights):
                             **PUBLISHED[setting])
     except (KeyError, IndexError) as error:
         raise UserError(f"is not a checkpoint of these networks: {error} is missing") from error
-    return {"setting": setting, "model_name": "PSP", "network_args": network_args, "weights": weights, **names}
+    return {"setting": setting, "model_name": "PSP", "network_args": network_args, "weights": weights, **names,
+            "assumed": True}
 
 
 def rebuild(checkpoint, path, network_class, sizes=None):
@@ -97,16 +106,16 @@ def rebuild(checkpoint, path, network_class, sizes=None):
     the network does not fit the sizes.
     """
     network_args = checkpoint["network_args"]
+    try:
+        inspect.signature(network_class).bind(**network_args)
+        network = network_class(**network_args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: this code cannot build its network: {network_class.__name__} {one_line(error)}; use "
+                        "the code that trained it") from error
     for name in ("audio_dim", "visual_dim", "map_size", "num_classes") if sizes else ():
         needed = getattr(sizes, name)
         if needed is not None and not np.array_equal(network_args[name], needed):
             raise UserError(f"{path}: was trained with {name} {network_args[name]}, but the data has {needed}")
-    try:
-        inspect.signature(network_class).bind(**network_args)
-    except TypeError as error:
-        raise UserError(f"{path}: this code cannot build its network: {network_class.__name__} {error}; use the code "
-                        "that trained it") from error
-    network = network_class(**network_args)
     try:
         network.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Names of classes and videos: Annotations.txt, and what a folder without it says."""
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ def read_annotations(path):
     """
     annotations = []
     for number, line in enumerate(read_lines(path), start=1):
-        fields = [field.strip() for field in line.split("&")]
+        # One form of accents and blanks, since files differ in them.
+        fields = [" ".join(unicodedata.normalize("NFC", field).split()) for field in line.split("&")]
         if number == 1 and [field.lower().replace(" ", "") for field in fields] == ANNOTATION_HEADER:
             continue
         times = [int(field) for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
@@ -87,7 +89,7 @@ def match_classes(trained, names):
     Raises UserError, with the difference, if they are not the same classes.
     """
     for known in (trained, names):
-        if known is None or all(re.fullmatch(r"category \d+", name) for name in known[:-1]):
+        if known is None or list(known) == class_names(num_classes=len(known)):
             return None
     missing, extra = (", ".join(name for name in one if name not in other)[:100]
                       for one, other in ((trained, names), (names, trained)))

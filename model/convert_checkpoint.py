@@ -19,7 +19,7 @@ def main():
     args = parser.parse_args()
 
     checkpoint = load_checkpoint(args.released)
-    if checkpoint["model_name"] != "PSP":
+    if not checkpoint.pop("assumed", False):
         raise UserError(f"{args.released}: is a checkpoint of this repository already")
     rebuild(checkpoint, args.released, PSPNetwork)      # refuses tensors that do not make up the network
     refuse_to_overwrite([args.ours], args.overwrite)

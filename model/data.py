@@ -30,9 +30,9 @@ def scored_splits(data_dir, given=None):
     """What evaluation scores: val and test; without order files test alone or all rows; [None] without labels."""
     if not has_labels(data_dir, given):
         return [None]
-    val, test = ((given or {}).get(name) is not None or (Path(data_dir) / AVE_FILES[name].names[0]).exists()
-                 for name in ("order_val", "order_test"))
-    return ["val", "test"] if val else ["test"] if test else ["all"]
+    train, val, test = ((given or {}).get(name) is not None or (Path(data_dir) / AVE_FILES[name].names[0]).exists()
+                        for name in ("order_train", "order_val", "order_test"))
+    return ["test"] if test and not val else ["val", "test"] if train or val else ["all"]
 
 
 def count_videos(files, splits):
@@ -73,7 +73,7 @@ def read_data(args, splits, device):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; results on them are "
               "meaningless", file=sys.stderr)
     num_segments = next(iter(data.values())).sizes.num_segments
-    if num_segments != PAPER_SEGMENTS and args.model_name == "PSP":
+    if num_segments != PAPER_SEGMENTS and getattr(args, "threshold", None) == PAPER_THRESHOLD[args.setting]:
         scaled = PAPER_THRESHOLD[args.setting] * PAPER_SEGMENTS / num_segments
         print(f"note: these videos have {num_segments} segments; the paper's threshold, for {PAPER_SEGMENTS} "
               f"segments, corresponds to --threshold {scaled:.3g}")

@@ -22,7 +22,7 @@ from utils import (UserError, back_up, locked, progress_bar, rank_and_world_size
 
 @torch.no_grad()
 def predict(network, dataset, batch_size, progress=None):
-    """`Predictions` for all videos of the dataset, the last short batch included.
+    """`Predictions` for all videos of the dataset, the last short batch included; leaves the network in eval mode.
 
     Raises UserError if the network's output is not finite.
     """
@@ -65,8 +65,12 @@ def evaluate_checkpoint(args, network_class, script):
     if args.model_name != checkpoint["model_name"]:
         raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
                         f"{args.model_name}; evaluate it with the script that trained it (model/avel.py for AVEL)")
+    if "assumed" in checkpoint:
+        print(f"note: {args.trained_model_path} holds weights alone; threshold and switches are assumed to be the "
+              "paper's")
     code = code_checksum(script)
-    if checkpoint.get("versions", {}).get("code", code) != code:
+    trained_by = [checkpoint.get(name, {}).get("code", code) for name in ("versions", "resumed_with")]
+    if trained_by != [code, code]:
         print("note: this checkpoint was trained by other code than this")
     trained_in = checkpoint.get("options", {}).get("precision", "fp32")
     if trained_in == "tf32" and not args.device.startswith("cuda"):

@@ -1,5 +1,6 @@
 """The options that the training scripts share, and what a run records of them."""
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -129,9 +130,10 @@ def parse_options(parser):
             if getattr(args, name) is None:
                 setattr(args, name, value)
     else:
+        given = {argument.partition("=")[0] for argument in sys.argv[1:]}
         for group in (parser.training, parser.loss, parser.ablations):
             for name in group_options(group):
-                if getattr(args, name) != parser.get_default(name):
+                if f"--{name}" in given:
                     parser.error(f"--{name} needs --train; evaluation takes all but the data from the checkpoint")
     return args
 

@@ -155,6 +155,14 @@ def _what_is_wrong(path, data, error, remedy):
     return f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason}); {remedy}"
 
 
+def damaged_entry(data):
+    """The name of an entry of a zip file whose checksum is wrong, else None. torch.load does not look at checksums."""
+    try:
+        return zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except Exception:      # not a zip file, or a broken one, which torch.load refuses
+        return None
+
+
 def _is_other_zip(data):
     """Whether it is a whole zip archive that torch.save did not write."""
     try:

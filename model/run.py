@@ -33,18 +33,21 @@ class Run:
         <model>_<setting>_state.pt   all that --resume needs
         <model>_<setting>.lock       empty; held by the run that writes here
 
-    header: dict of plain values that describes the run.
+    header: dict of plain values that describes the run. others: what else --resume must restore, such as an average of
+    the weights; each has state_dict() and load_state_dict().
     start: the epoch to begin with. writes: whether this process evaluates and writes the files; of several, the first.
     best, best_test: {record, correct} of the check in the checkpoint, and of the one with the highest test accuracy;
     None before the first check.
     Raises UserError if --resume finds a run with other network, options or data, or without its log or checkpoint.
     """
 
-    def __init__(self, args, header, network, optimizer, schedule, steps):
+    def __init__(self, args, header, network, optimizer, schedule, steps, **others):
         self.args, self.header, self.steps = args, header, steps
         self.rank, self.world_size = rank_and_world_size()
         self.writes = self.rank == 0
-        self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule}
+        self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule, **others}
+        if others.keys() & {"header", "epochs", "random", *KEPT}:
+            raise ValueError(f"Run: {', '.join(others)}: the state has another one of this name")
         self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
         self.best = self.best_test = self.last = None
         self.device = next(network.parameters()).device
@@ -80,9 +83,9 @@ class Run:
     def __exit__(self, kind, error, _):
         self.bar.close()
         self.lock.close()
-        outside = isinstance(error, (KeyboardInterrupt, OSError)) or isinstance(
-            getattr(error, "__cause__", None), OSError)      # a full disk, or a share that is gone
-        if outside and self.writes:
+        no_bug = isinstance(error, (KeyboardInterrupt, OSError)) or isinstance(
+            getattr(error, "__cause__", None), OSError)      # a full disk, or a network share that is gone
+        if no_bug and self.writes:
             print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
     def _continue(self):
@@ -91,16 +94,20 @@ class Run:
         if not known or not self.header.keys() <= state["header"].keys():
             raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
         for key in ("network_args", "options", "data", "class_names"):
-            before, now = (dict(enumerate(value)) if key == "class_names" else value
-                           for value in (state["header"][key], self.header[key]))
+            before, now = state["header"][key], self.header[key]
+            if key == "class_names":      # a list
+                before, now = dict(enumerate(before)), dict(enumerate(now))
             changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
                        if before.get(name) != now.get(name)]
             if changed:
                 raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({', '.join(changed)}); "
                                 "repeat its command, or choose another --output_dir")
+        other_code = state["header"].get("resumed_with")
         if state["header"]["versions"] != self.header["versions"]:
-            print("note: the code or a library has changed since the run began; its log has the old versions")
-            self.header["versions"] = state["header"]["versions"]
+            print("note: the code or a library has changed since the run began; its log has both versions")
+            other_code = self.header["versions"]
+        if other_code:
+            self.header |= {"versions": state["header"]["versions"], "resumed_with": other_code}
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         if len(log) < state["lines"] or (state["best"] and not self.checkpoint_path.exists()):
             raise UserError(f"--resume: the log or the checkpoint in {self.args.output_dir} is missing or cut short; "
@@ -116,6 +123,8 @@ class Run:
             torch.set_rng_state(state["random"]["torch"])
             if state["random"]["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"])
+            if other_code:
+                log[0] = json.dumps({"run": self.header})
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
         if self.world_size > 1:
             print("note: with several processes, a resumed run draws other dropout than an uninterrupted one")
@@ -145,7 +154,7 @@ class Run:
             if name in RESERVED or name in self.header:
                 raise ValueError(f"run.add: a part of the loss cannot be named {name!r}; the log has another one")
         for name, value in {"loss": loss, **parts}.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach()
             self.counts[name] += 1
         if self.args.log_steps and self.writes:
             self.losses.append(loss.detach())
@@ -190,6 +199,9 @@ class Run:
         """Logs the epoch and prints its scores; saves the state every save_epoch epochs and after the last one."""
         if not self.writes:
             return
+        for name, value in record.items():
+            if isinstance(value, np.generic):      # which the state and the log cannot hold
+                record[name] = value.item()
         steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
         self.losses = []
         epoch, scores = record["epoch"], f"loss {record['loss']:.4f}"
@@ -202,7 +214,7 @@ class Run:
             tqdm.write(f"epoch {epoch}: {scores}", file=sys.stdout)
         self.bar.set_postfix_str(f"epoch {epoch}: {scores}", refresh=False)
         self._log(record | steps)
-        in_checkpoint = self.best is not None and self.best["record"] is record      # the state must not lag behind it
+        in_checkpoint = self.best is not None and self.best["record"]["epoch"] == epoch      # the state must not lag
         if in_checkpoint or (epoch + 1) % self.args.save_epoch == 0 or epoch + 1 == self.args.nb_epoch:
             self._save_state(epoch + 1)
 
@@ -240,8 +252,11 @@ def processor(device):
 
 
 def versions(script):
-    """Versions of Python and the libraries, a checksum of the script's code, and the git revision of a checkout."""
-    revision = None
+    """Versions of Python and the libraries, the git revision of a checkout, and checksums of the code.
+
+    code: of the main script, see `code_checksum`; started: of what was started, which may call the main script.
+    """
+    revision, started = None, Path(getattr(sys.modules["__main__"], "__file__", None) or "")
     if (ROOT / ".git").exists():      # an enclosing repository is not this code's
         try:
             revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
@@ -249,7 +264,8 @@ def versions(script):
         except (OSError, subprocess.TimeoutExpired):
             pass
     return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
-            "numpy": np.__version__, "h5py": h5py.__version__, "code": code_checksum(script), "git": revision}
+            "numpy": np.__version__, "h5py": h5py.__version__, "code": code_checksum(script), "git": revision,
+            "started": code_checksum(started) if started.is_file() else None}
 
 
 def code_checksum(script):

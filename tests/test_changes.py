@@ -50,6 +50,21 @@ def test_a_custom_score_chooses_and_is_what_the_report_names(edited, tmp_path):
             f"{100 * chosen['test_accuracy']:.2f} %") in out
 
 
+def test_what_else_a_run_needs_continues_with_it(edited, tmp_path):
+    """Here an average of the weights."""
+    average = (("with Run(", "average = AveragedModel(network)\n    with Run("),
+               ("schedule, batches.steps)", "schedule, batches.steps, average=average)"),
+               ("run.add(loss)", "run.add(loss)\n                average.update_parameters(network)"),
+               ("import torch\n", "import torch\nfrom torch.optim.swa_utils import AveragedModel\n"))
+    edited(*average, options=["--output_dir", tmp_path / "whole"])
+    with pytest.raises(AssertionError):
+        edited(*average, ("run.end_epoch(record)", "run.end_epoch(record)\n            assert epoch < 2"))
+    edited(*average, options=["--resume"])
+    whole, resumed = (torch.load(folder / "PSP_fully_state.pt", weights_only=True)["average"]
+                      for folder in (tmp_path / "whole", tmp_path))
+    assert whole["n_averaged"] == 8 and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 @pytest.mark.parametrize("scores, chosen", [("[0, None, None, None]", 3), ("[0, None, 0.2, None]", 2),
                                             ("[0, 0.2, None, 0.1]", 1)])
 def test_a_score_of_none_never_beats_a_number(edited, tmp_path, scores, chosen):

@@ -1,6 +1,7 @@
 """Checkpoints: what is written is read again, and what does not fit is refused in one line."""
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,13 @@ def test_arguments_that_this_code_does_not_take_are_refused_in_one_line(content,
     assert "\n" not in str(error.value)
 
 
+def test_what_could_not_be_read_again_is_not_written(content, tmp_path):
+    content["threshold"] = np.float64(0.1)
+    with pytest.raises(ValueError, match="x.pt: only tensors and plain values can be saved"):
+        save_tensors(tmp_path / "x.pt", content)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_without_one_of_its_parts_is_refused(content, tmp_path):
     del content["network_args"]
     save_tensors(tmp_path / "x.pt", content)
@@ -42,12 +50,20 @@ def test_the_state_of_a_run_is_not_its_checkpoint(content, tmp_path):
         load_checkpoint(str(tmp_path / "PSP_fully_state.pt"))
 
 
+def with_another_number(data):
+    """Which torch.load would take."""
+    number = torch.tensor(0.3).numpy().tobytes()
+    assert number in data
+    return data.replace(number, torch.tensor(-0.3).numpy().tobytes())
+
+
 @pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)), lambda data: b"?" + data[1:],
+    with_another_number, lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)), lambda data: b"?" + data[1:],
     lambda data: data.replace(b"PK", b"KP"),
-], ids=["empty", "cut", "zeros", "text", "damaged"])
+], ids=["another number", "empty", "cut", "zeros", "text", "damaged"])
 def test_a_broken_state_is_not_downloaded_again(content, tmp_path, damage):
     path = tmp_path / "PSP_fully_state.pt"
+    torch.nn.init.constant_(content["weights"]["layer.bias"], 0.3)
     save_tensors(path, content)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=f"^{path}: .*; start again without --resume$"):

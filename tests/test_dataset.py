@@ -29,6 +29,14 @@ def assert_holds_rows(dataset, folder, rows):
     assert items["labels"].tolist() == [[list(one_hot).index(1) for one_hot in video] for video in labels[rows]]
 
 
+@pytest.mark.parametrize("words", [{"split": "training"}, {"split": 0}, {"features": "ram"}, {"dtype": torch.int32}])
+def test_unknown_words_are_refused(tiny_folder, words):
+    with pytest.raises(ValueError, match=f"{next(iter(words))}=.*expected one of"):
+        AVEDataset(find_files(tiny_folder, required_files(["train"])), **{"split": "train", **words})
+    with pytest.raises(ValueError, match="expected a list of"):
+        required_files("train")
+
+
 # ------------------------------------------------------------------------------------------- right data
 
 @pytest.mark.parametrize("features", ["memory", "disk"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conftest import ROOT, accuracy_line, evaluate_run, read, read_log
-from model.checkpoint import save_tensors
+from model.checkpoint import load_checkpoint, save_tensors
+from model.class_names import match_classes
 from psp_model import FULLY_SUPERVISED, PSPNetwork
 
 
@@ -125,6 +126,11 @@ def test_classes_without_names_are_matched_by_number_with_a_note(evaluate):
     assert "matched by number" in evaluate().stdout
 
 
+def test_numbered_names_of_a_user_are_names():
+    assert match_classes(["category 2", "category 1", "background"], ["category 1", "category 2", "background"]) == [
+        1, 0, 2]
+
+
 def test_a_checkpoint_of_the_other_setting_is_refused(trained, tiny_folder, tmp_path):
     setting, folder, _ = trained
     other = "weakly" if setting == "fully" else "fully"
@@ -156,6 +162,18 @@ def test_own_videos_are_scored_without_order_files(evaluate, data_folder, orders
     out = evaluate("--data_dir", data_folder).stdout
     assert re.findall(r"\n(\w+) accuracy: [\d.]+ % of (\d+)", out) == [
         (split, str(6 * {"all": 40, "val": 9, "test": 7}[split])) for split in splits]
+
+
+def test_all_videos_are_not_scored_if_some_were_for_training(evaluate, data_folder):
+    for split in ("val", "test"):
+        (data_folder / f"{split}_order.h5").unlink()
+    assert "test_order.h5: missing" in evaluate("--data_dir", data_folder, code=2).stderr
+
+
+def test_what_is_assumed_of_weights_alone_is_said(trained, tiny_folder, tmp_path):
+    setting, folder, _ = trained
+    torch.save(load_checkpoint(folder / f"PSP_{setting}.pt")["weights"], tmp_path / f"PSP_{setting}.pt")
+    assert "holds weights alone; threshold and switches" in evaluate_run(tmp_path, setting, tiny_folder).stdout
 
 
 def test_predictions_are_written_through_a_link_and_into_an_empty_file(evaluate, tmp_path):

@@ -340,6 +340,7 @@ def test_with_annotations_a_part_of_the_name_is_enough_if_it_is_clear(run, tmp_p
         film(folder / name, 1, 16, picture=lambda _: recipe.picture(seed, 48, 160))      # noqa: B023
     error = run(folder, ids=["-x_Y1", "qqq", "abc", "two", "caf\u00e9", "m", "n"], code=1)
     assert "5 of 9 files fit no line, or more than one: abc.f137.mp4, m n.mp4, qqqq.mp4, ..." in error
+    assert "2 lines take a file with a longer name: -x_Y1: Dog [-x_Y1].mp4, qqq: qqq_000030.mp4\n" in error
     visual, _, attributes = features(tmp_path / "out")
     assert attributes["rows_without_video"].tolist() == [3, 5, 6]      # nothing that is unclear
     for row, name in {0: "Dog [-x_Y1].mp4", 1: "qqq_000030.mp4", 2: "abc.mp4", 4: "cafe\u0301.mp4"}.items():

@@ -37,9 +37,10 @@ def made_up_run(folder, correct, fingerprint="d", **options):
     """The folder of a training with --runs and three checks; correct [seeds, videos]: correct ones of 10 segments."""
     runs = []
     for seed, video_correct in enumerate(correct, start=1):
-        runs.append({"seed": seed, "val": 0.7, "test": np.mean(video_correct) / 10, "best_test": 0.9,
+        test = np.mean(video_correct) / 10
+        runs.append({"seed": seed, "best_epoch": 2, "val": 0.7, "test": test, "best_test": 0.9,
                      "test_correct": video_correct, "best_test_correct": [9] * len(video_correct)})
-        checks = [{"epoch": epoch, "loss": 10.0 ** -epoch, "val_accuracy": (5 + epoch) / 10, "test_accuracy": 0.5}
+        checks = [{"epoch": epoch, "loss": 10.0 ** -epoch, "val_accuracy": (5 + epoch) / 10, "test_accuracy": test}
                   for epoch in range(3)]
         log = folder / f"seed{seed}" / "PSP_fully.jsonl"
         log.parent.mkdir(parents=True)
@@ -67,6 +68,14 @@ def test_results_on_other_data_are_not_compared(tmp_path):
                   for fingerprint in ("one", "other"))
     with pytest.raises(UserError, match="other and .*one: cannot be compared"):
         run_results.difference(other, one)
+
+
+def test_results_and_logs_of_different_runs_are_not_joined(tmp_path):
+    folder = made_up_run(tmp_path, [[8, 6], [6, 4]])
+    log = folder / "seed2" / "PSP_fully.jsonl"
+    log.write_text(log.read_text().replace('"test_accuracy": 0.5', '"test_accuracy": 0.4'))
+    with pytest.raises(UserError, match="PSP_fully_runs.json: seed 2 has another log"):
+        run_results.read_result(folder)
 
 
 def test_p_agrees_with_the_interval_and_is_adjusted_as_by_hand():
@@ -166,6 +175,7 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
     assert [axes.get_ylabel() for axes in figures[0].axes] == list(drawing.PANELS.values())
     out = run_quickly("compare_runs.py", *folders[1:]).stdout
     assert "training losses are not drawn" in out and "note: 2 seeds;" in out and len(figures[1].axes) == 2
+    assert "b / c: LAMBDA 100 / 1\n" in out
     for name in ("b/PSP_fully_runs.json", "b/seed1/PSP_fully.jsonl", "b/seed2/PSP_fully.jsonl"):
         shutil.copy(tmp_path / name, tmp_path / name.replace("fully", "weakly"))
     assert "has 2 files *_runs.json" in run_quickly("compare_runs.py", *folders[:2], code=2).stderr
@@ -177,6 +187,7 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
     ("PSP_fully", {"LAMBDA": 100}, {}, True),      # the default
     ("PSP_fully", {"lr": 0.1, "second_normalisation": "on"}, {"lr": 0.2, "second_normalisation": "off"}, True),
     ("PSP_fully", {"quirks": ["stale_avps"]}, {"quirks": ["released_order"]}, False),
+    ("PSP_fully", {"fusion_weight": 1}, {}, False),      # an option of other code
     ("PSP_fully", {"quirks": ["stale_avps"]}, {"released_quirks": ["stale_avps"]}, True),      # in earlier results
     ("PSP_weakly", {"quirks": ["fixed_batches"]}, {}, True),
     ("PSP_weakly", {"weak_labels": "tag"}, {"weak_labels": "share"}, False),

@@ -20,6 +20,12 @@ def test_attention_on_a_few_videos_at_once_equals_attention_on_all(monkeypatch):
         torch.testing.assert_close(part, expected)
 
 
+@pytest.mark.parametrize("words", [{"attention": "Mean"}, {"modality": "sound"}, {"threshold": float("nan")}])
+def test_unknown_words_are_refused(words):
+    with pytest.raises(ValueError, match=f"{next(iter(words))}.*is unknown"):
+        network("fully", **words)
+
+
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_propagation_returns_the_weights_that_it_used(renormalise):
     """That they are the right ones, test_golden.py shows."""
@@ -72,7 +78,7 @@ def test_initial_values_are_xavier_uniform_in_attention_psp_and_classifier():
 
 def network(setting, **options):
     torch.manual_seed(1)
-    return PSPNetwork(12, 20, (3, 3), 5, threshold=0.15, **{**SETTINGS[setting], **options}).double().eval()
+    return PSPNetwork(12, 20, (3, 3), 5, **{"threshold": 0.15, **SETTINGS[setting], **options}).double().eval()
 
 
 def features(seed=0):

@@ -107,6 +107,7 @@ def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
     assert torch.load(ours, weights_only=True).keys() == {"setting", "model_name", "network_args", "weights",
                                                              "class_names"}
     assert_is_the_golden_network(ours, setting)
+    assert "of this repository already" in quick_script("model/convert_checkpoint.py", ours, theirs, code=2).stderr
     assert "--overwrite" in quick_script("model/convert_checkpoint.py", theirs, ours, code=2).stderr
 
 

@@ -238,6 +238,8 @@ def test_resuming_with_another_version_of_a_library_is_noted(finished):
     assert "has changed since the run began" not in resume().stdout
     change_state(folder, setting, lambda state: state["header"]["versions"].update(torch="0.4"))
     assert "has changed since the run began" in resume().stdout
+    versions = read_log(folder, setting)[0]
+    assert versions["versions"]["torch"] == "0.4" and versions["resumed_with"]["torch"] == torch.__version__
 
 
 def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, tiny_folder, monkeypatch):
