@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from drawing import draw_sweep  # noqa: E402
 from run_results import markdown, read_result, tables_content  # noqa: E402
 from model.evaluate import note_few_seeds  # noqa: E402
-from utils import OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
+from utils import OptionParser, UserError, bounded, one_line, one_line_errors, write_atomically  # noqa: E402
 
 PASSED_ON = ("nb_epoch", "check_epoch", "batch_size", "device", "precision")      # options of the rows' scripts
 STALE, FIXED = "--quirks stale_avps", "--quirks fixed_batches"
@@ -155,7 +156,11 @@ def report_tables(folder):
     path = folder / "results.json.gz"
     if not path.is_file():
         raise UserError(f"{path}: does not exist; run the tables first, without --report_only")
-    content = tables_content(json.loads(gzip.decompress(path.read_bytes())), TABLES)
+    try:
+        stored = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: is damaged ({one_line(error)}); repeat the command without --report_only") from error
+    content = tables_content(stored, TABLES)
     write_atomically(folder / "tables.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / "tables.md", markdown(content))
     print(markdown(content))

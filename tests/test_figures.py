@@ -76,6 +76,9 @@ def test_results_and_logs_of_different_runs_are_not_joined(tmp_path):
     log.write_text(log.read_text().replace('"test_accuracy": 0.5', '"test_accuracy": 0.4'))
     with pytest.raises(UserError, match="PSP_fully_runs.json: seed 2 has another log"):
         run_results.read_result(folder)
+    (folder / "PSP_fully_runs.json").write_text('{"runs": [')
+    with pytest.raises(UserError, match="PSP_fully_runs.json: is damaged .*--resume"):
+        run_results.read_result(folder)
 
 
 def test_p_agrees_with_the_interval_and_is_adjusted_as_by_hand():
@@ -117,6 +120,10 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     before = [(tmp_path / name).read_bytes() for name in names]
     run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path)
     assert [(tmp_path / name).read_bytes() for name in names] == before
+    stored = tmp_path / "results.json.gz"
+    stored.write_bytes(stored.read_bytes()[:-20])
+    error = run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path, code=2).stderr
+    assert f"{stored}: is damaged" in error
 
 
 def test_the_stored_results_of_an_earlier_revision_give_the_committed_tables(tmp_path):
