@@ -90,7 +90,7 @@ class Run:
 
     def _continue(self):
         state = read_content(self.state_path, remedy="start again without --resume")
-        known = isinstance(state, dict) and {"random", "header", *KEPT} <= state.keys()
+        known = isinstance(state, dict) and {"random", "header", *KEPT, *self.parts} <= state.keys()
         if not known or not self.header.keys() <= state["header"].keys():
             raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
         for key in ("network_args", "options", "data", "class_names"):
