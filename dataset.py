@@ -175,12 +175,13 @@ class FeatureRows:
         """All rows as one tensor of dtype on the device."""
         features = torch.empty(self.shape, dtype=dtype, device=device)
         in_file_order = torch.tensor(sorted(range(len(self)), key=self._rows.__getitem__))
+        block = torch.empty(64, *self.shape[1:], dtype=self.dtype)
         with progress_bar(total=len(self), desc=f"reading {next(iter(self._files.values()))}", unit="video",
                           leave=False, delay=1) as bar:
-            for positions in in_file_order.split(64):
-                block = torch.empty(len(positions), *self.shape[1:], dtype=self.dtype)
-                self.read(positions, block)
-                features[positions.to(device)] = block.to(device, dtype)
+            for positions in in_file_order.split(len(block)):
+                rows = block[:len(positions)]
+                self.read(positions, rows)
+                features[positions.to(device)] = rows.to(device, dtype)
                 bar.update(len(positions))
         return features
 
