@@ -223,7 +223,6 @@ class PSPNetwork(nn.Module):
         logits = self.classifier(psp.fusion)                                # [B, T, C]
         if self.weighting is not None:
             logits = torch.sigmoid(F.relu(self.weighting(logits))) * logits     # [B, T, 1] * [B, T, C]
-
         similarity = F.cosine_similarity(psp.visual, psp.audio, dim=-1)     # [B, T]
         return Output(logits, alpha.unflatten(-1, map_size), similarity, psp)
 
