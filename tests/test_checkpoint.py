@@ -58,8 +58,8 @@ def with_another_number(data):
 
 
 @pytest.mark.parametrize("damage", [
-    with_another_number, lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)), lambda data: b"?" + data[1:],
-    lambda data: data.replace(b"PK", b"KP"),
+    with_another_number, lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)),
+    lambda data: b"?" + data[1:], lambda data: data.replace(b"PK", b"KP"),
 ], ids=["another number", "empty", "cut", "zeros", "text", "damaged"])
 def test_a_broken_state_is_not_downloaded_again(content, tmp_path, damage):
     path = tmp_path / "PSP_fully_state.pt"

@@ -48,12 +48,12 @@ def test_the_bits_are_the_same_wherever_the_features_are(gpu_train, quick_script
     for place, (free, features) in PLACES.items():
         options = ("--features", features, "--output_dir", tmp_path / place, "--annotations", names)
         checkpoint = tmp_path / place / f"PSP_{setting}.pt"
-        with register_module_forward_pre_hook(lambda _, inputs: devices.add(inputs[0].device.type)):
-            _, out = gpu_train(setting, *options, free=free)
-            assert place in out.splitlines()[0]
-            with pretended_gpu(free):
-                out = quick_script(MAIN[setting], "--trained_model_path", checkpoint, *options, "--data_dir",
-                                   tiny_folder).stdout
+        _, out = gpu_train(setting, *options, free=free)
+        assert place in out.splitlines()[0]
+        with pretended_gpu(free), register_module_forward_pre_hook(
+                lambda _, inputs: devices.add(inputs[0].device.type)):
+            out = quick_script(MAIN[setting], "--trained_model_path", checkpoint, *options, "--data_dir",
+                               tiny_folder).stdout
         printed.add(out.partition("\n")[2].replace(str(checkpoint), "CHECKPOINT"))
         assert_same_run(tmp_path / "cuda:0", tmp_path / place, setting)
     assert len(printed) == 1 and devices == {"cuda"}
