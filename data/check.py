@@ -218,8 +218,9 @@ def check_labels(audit, args, files, sizes, annotations, names, ids):
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return orders
-    if background_first(files, labels, sizes):
-        audit.doubt(*background_first(files, labels, sizes))
+    class_0 = background_first(files, labels, sizes)
+    if class_0:
+        audit.doubt(*class_0)
     labels = labels.numpy()
     empty = np.flatnonzero((labels == sizes.background).all(axis=1))
     if len(empty):

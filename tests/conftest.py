@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 --audio_dim 12 --map_size 3 "
         "--visual_dim 20 --difficulty 0").split()
 
-DEVICE = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+PROCESSORS = f": {torch.cuda.get_device_name()}\n" if torch.cuda.is_available() else Path("/proc/cpuinfo").read_text()
 
 MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
 RELEASED = "model/released_training.py"

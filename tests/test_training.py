@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import (MAIN, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
+from conftest import (MAIN, PROCESSORS, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
                       set_attributes)
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
@@ -31,7 +31,8 @@ from utils import UserError
 def test_log_checkpoint_and_printed_figures_agree(trained):
     setting, folder, out = trained
     header, epochs, result = read_log(folder, setting)
-    assert header["setting"] == setting and header["options"]["seed"] == 123 and header["processor"]
+    assert header["setting"] == setting and header["options"]["seed"] == 123
+    assert f": {header['processor']}\n" in PROCESSORS
     assert header["data"]["train"] == (24 if setting == "fully" else 29) and header["data"]["map_size"] == [3, 3]
     assert [epoch["epoch"] for epoch in epochs] == list(range(8))
     # Checks at 2, 4, 6; the last epoch, 7, is scored too, but does not take part in the choice.
