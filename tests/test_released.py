@@ -1,11 +1,9 @@
 """The authors' checkpoints load as they are, and nothing that a file names is ever run."""
 import argparse
-import gzip
 import io
 import json
 import os
 import pickle
-import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -71,9 +69,9 @@ def renamed(beginning):
     lambda state: state,
     lambda state: {"state_dict": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 3},
     lambda state: {"model_state_dict": state, "loss": 0.1},
-    renamed("module."), renamed("_orig_mod."), renamed("module._orig_mod."), renamed("network."),
+    renamed("module."), renamed("_orig_mod."), renamed("network."),
     lambda state: {"state_dict": renamed("model.")(state), "hyper_parameters": {"lr": 1e-3}, "callbacks": {}},
-], ids=["plain", "in state_dict", "in model_state_dict", "DataParallel", "compiled", "both", "wrapped", "Lightning"])
+], ids=["plain", "in state_dict", "in model_state_dict", "DataParallel", "compiled", "wrapped", "Lightning"])
 def test_state_dicts_with_released_names_and_with_ours(released, tmp_path, wrap):
     setting, weights = released
     theirs = released_network(setting, weights).state_dict()
@@ -90,40 +88,26 @@ def saved(content, legacy=False):
 
 @in_both_formats
 @pytest.mark.parametrize("beside", [
-    np.float64(0.7), np.arange(5.), np.array(["a", None]), {np.int64(3): 1},
-    argparse.Namespace(lr=0.1, path=Path("a"), layer=torch.nn.ReLU()),
-], ids=["number", "array", "array of objects", "number as a key", "Namespace"])
+    np.float64(0.7), np.array(["a", None]), {np.int64(3): 1},
+    argparse.Namespace(lr=0.1, path=Path("a"), layer=torch.nn.ReLU())], ids=["number", "array", "key", "Namespace"])
 def test_what_lies_beside_a_state_dict_is_not_made(released, tmp_path, beside, legacy):
     setting, weights = released
     (tmp_path / "PSP.pt").write_bytes(saved({"state_dict": weights, "beside": beside}, legacy))
     assert_is_the_golden_network(tmp_path / "PSP.pt", setting)
 
 
-def test_the_script_writes_one_of_ours(released, quick_script, tmp_path):
-    setting, weights = released
-    theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
-    save_module(released_network(setting, weights), theirs, legacy=True)
-    quick_script("model/convert_checkpoint.py", theirs, ours)
-    assert torch.load(ours, weights_only=True).keys() == {"setting", "model_name", "network_args", "weights",
-                                                             "class_names"}
-    assert_is_the_golden_network(ours, setting)
-    assert "of this repository already" in quick_script("model/convert_checkpoint.py", ours, theirs, code=2).stderr
-    assert "--overwrite" in quick_script("model/convert_checkpoint.py", theirs, ours, code=2).stderr
-
-
 @pytest.mark.parametrize("change, expected", [
-    (lambda weights, name: weights.pop(name), "psp.visual_value.0.weight"),
-    (lambda weights, name: weights.pop("L2.weight"), "classifier.2.weight"),
-    (lambda weights, name: weights.update({"extra.weight": torch.ones(1)}), "extra.weight"),
-    (lambda weights, name: weights.update({name: torch.ones(2, 2)}), "psp.visual_value.0.weight"),
+    (lambda weights: weights.pop("psp.v_L1.weight"), "psp.visual_value.0.weight"),
+    (lambda weights: weights.pop("L2.weight"), "classifier.2.weight"),
+    (lambda weights: weights.update({"extra.weight": torch.ones(1)}), "extra.weight"),
+    (lambda weights: weights.update({"psp.v_L1.weight": torch.ones(2, 2)}), "psp.visual_value.0.weight"),
 ], ids=["missing", "missing and its shape needed", "unknown", "other shape"])
 def test_a_network_that_is_not_whole_is_refused(released, tmp_path, change, expected):
-    setting, weights = released
-    change(weights, "psp.v_L1.weight")
-    torch.save(weights, tmp_path / "PSP.pt")
-    with pytest.raises(UserError, match=expected) as error:
-        rebuild(load_checkpoint(tmp_path / "PSP.pt"), tmp_path / "PSP.pt", PSPNetwork)
-    assert str(tmp_path / "PSP.pt") in str(error.value)
+    path, (_, weights) = tmp_path / "PSP.pt", released
+    change(weights)
+    torch.save(weights, path)
+    with pytest.raises(UserError, match=f"^{path}: .*{expected}"):
+        rebuild(load_checkpoint(path), path, PSPNetwork)
 
 
 # ---------------------------------------------------------------------------------------- hostile files
@@ -132,19 +116,14 @@ CANARY = "touch executed"      # in the working directory, which is the test's o
 LEGACY_HEAD = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
 
 
-def zipped(files):
-    """A zip archive of {name: content}."""
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
 def file_of(program, legacy):
     """A file in one of torch's formats around a pickle."""
     if legacy:
         return LEGACY_HEAD + program + pickle.dumps([], 2)
-    return zipped({"archive/data.pkl": program, "archive/version": "3\n"})
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
 
 
 def called(module, name, *arguments):
@@ -159,12 +138,9 @@ OTHER_SOURCE = b"\x80\x02(X\x06\0\0\0modulectorch.nn\nReLU\nX\x04\0\0\0fileX\x05
 HOSTILE = {      # name: (pickle, what the error says)
     "os.system": (called("posix", "system", CANARY), "'posix.system', which was not run"),
     "named, not called": (pickle.dumps({"weight": torch.ones(1), "function": os.system}, 2), "was not run"),
-    "a name with dots": (called("collections", "OrderedDict.fromkeys", "ab"), "OrderedDict.fromkeys"),
-    "a name with dots in torch.nn": (called("torch.nn", "Module.__setstate__.__globals__"), "not a checkpoint"),
+    "a name with dots": (called("torch.nn", "Module.__setstate__.__globals__"), "not a checkpoint"),
     "os.system by torch.nn": (called("torch.nn.parallel.distributed", "os.system", CANARY), "not a checkpoint"),
-    "os.system by pathlib": (called("pathlib", "os.system", CANARY), "not a checkpoint"),
     "os.system by numpy": (called("numpy.f2py", "os.system", CANARY), "not a checkpoint"),
-    "os.system by argparse": (called("argparse", "_os.system", CANARY), "not a checkpoint"),
     "a terabyte": (b"\x80\x04\x96" + (2 ** 40).to_bytes(8, "little") + b".", "KeyError: 150"),
     "a class's attribute": (DUMP_PATCHES, "__setstate__"),
     "another source of a class": (OTHER_SOURCE, "not a checkpoint|persistent_load"),
@@ -181,47 +157,29 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
     path = tmp_path / "PSP.pt"
     path.write_bytes(file_of(program, legacy))
     before = dict(vars(Inert))
-    with pytest.raises(UserError, match=expected) as error:
+    with pytest.raises(UserError, match=f"^{path}: .*({expected}).*$"):      # $ and . match no line break within
         load_checkpoint(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["PSP.pt"]
     assert dict(vars(Inert)) == before
 
 
-def torchscript():
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
+with warnings.catch_warnings(action="ignore"):
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), TORCHSCRIPT := io.BytesIO())
 OWN = PSPNetwork(8, 8, (2, 2), 3, **PUBLISHED["fully"])
 TENSORS = {"weight": torch.ones(20, 20)}
 BROKEN = r"cannot be read as a PyTorch checkpoint \(.*\); download it again"
-OF_OURS = "is a whole module of psp_model.py, .* save network.state_dict.* or use save_checkpoint of .*"
-NOT_SAVED = "is not a file of torch.save; name the checkpoint itself"
-NOT_OURS = r"is not a checkpoint of these networks; if it holds one, save its state_dict\(\) alone"
 OTHER_FILES = {      # name: (content, what is said)
     "cut": (saved(TENSORS)[:1000], BROKEN),
     "cut stream": (saved(TENSORS, legacy=True)[:1000], BROKEN),
-    "zeros": (bytes(1000), BROKEN),
     "empty": (b"", "is empty; download it again"),
     "web page": (b"\n<!DOCTYPE html><html>quota exceeded", "is a web page, not a checkpoint; download it again"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, .*; download it again, .*"),
-    "TorchScript": (torchscript(), "is a TorchScript archive, not a checkpoint; it was not run"),
-    "gzip": (gzip.compress(saved(TENSORS)), "is compressed; gunzip it first"),
-    "tar": (tarfile.TarInfo("PSP.pt").tobuf() + bytes(1024),
-            "is a tar archive, not a checkpoint; if one is in it, extract it first"),
-    "zip": (zipped({"PSP.pt": saved(TENSORS)}), "is a zip archive, not a checkpoint; if one is in it, unzip it first"),
-    "safetensors": (b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file, which is not supported; .* with torch.save"),
+    "TorchScript": (TORCHSCRIPT.getvalue(), "is a TorchScript archive, not a checkpoint; it was not run"),
     "log": (b'{"run": {"seed": 0}}\n', "is the log of a run; its checkpoint is PSP_fully.pt"),
-    "json": (b'{"videos": []}', NOT_SAVED),
-    "text": (b"csv,of\nnames\n", NOT_SAVED),
-    "pickle": (pickle.dumps({"a": 1}, 2), NOT_SAVED),
+    "text": (b"csv,of\nnames\n", "is not a file of torch.save; name the checkpoint itself"),
     "foreign": (saved(UserError()), r"names 'utils.UserError', which was not run; save the state_dict\(\) alone"),
-    "ours": (saved(OWN), OF_OURS),
-    "ours, stream": (saved(torch.nn.DataParallel(OWN), legacy=True), OF_OURS),
-    "another entry": (saved({"net": TENSORS}), NOT_OURS),
-    "another entry beside a number": (saved({"net": TENSORS, "accuracy": np.float64(1)}), NOT_OURS),
+    "ours": (saved(OWN), "is a whole module of psp_model.py, .* save network.state_dict.* instead, or use .*"),
+    "another entry": (saved({"net": TENSORS, "accuracy": np.float64(1)}),
+                      r"is not a checkpoint of these networks; if it holds one, save its state_dict\(\) alone"),
 }
 
 
@@ -230,7 +188,7 @@ def test_other_files_end_in_one_line_that_says_what_they_are(tmp_path, case):
     content, expected = OTHER_FILES[case]
     path = tmp_path / "PSP_fully.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{path}: {expected}$"):      # $ and . match no line break within
+    with pytest.raises(UserError, match=f"^{path}: {expected}$"):
         load_checkpoint(path)
 
 
