@@ -4,9 +4,9 @@
     git clone https://github.com/YapengTian/AVE-ECCV18
     python tests/golden/make_golden.py      # beside these two folders; makes a new one, golden_again
 
-Their networks get the weights and inputs of recipe.py, in float64 and without dropout. From the committed files it
-takes seeds, number of videos, threshold and lambda, and the names of what to write. For each of these, it prints the
-largest difference from the committed numbers, relative to their norm. The other JSON files here are not made again.
+Their networks get the weights and inputs of recipe.py, in float64 and without dropout; seeds, threshold, lambda and
+the names of what to write come from the committed files. For each name, it prints the largest difference from the
+committed numbers, relative to their norm. The other JSON files here are not made again.
 
 This script was only ever run on stand-ins of these files (stand_in_networks.py), not on the authors' files. NETWORKS
 and `outputs_and_loss` hold all it assumes about them; the losses are written out there, not imported.
@@ -44,16 +44,16 @@ def outputs_and_loss(model, setting, calls, outputs, labels, lam):
         return value
 
     B, T = labels.shape
-    one_hot = F.one_hot(labels, C).double()
+    one_hot = torch.eye(C)[labels]
     scores = calls["L2"][0][1].reshape(B, T, C)      # before any softmax
     if (model, setting) == ("avel", "fully"):
         probability = returned(B, T, C)
         return {"segment_output": probability, "loss": F.multilabel_soft_margin_loss(probability, one_hot)}
     if model == "avel":
         probability = scores.amax(dim=1).softmax(dim=-1)
-        category = F.one_hot(labels.amin(dim=1), C).double()      # background is the largest label
-        loss = F.multilabel_soft_margin_loss(probability, category)
-        return {"segment_output": scores, "video_prob": probability, "loss": loss}
+        category = torch.eye(C)[labels.amin(dim=1)]      # background is the largest label
+        return {"segment_output": scores, "video_prob": probability,
+                "loss": F.multilabel_soft_margin_loss(probability, category)}
 
     numbers = {"audio_lstm": calls["lstm_a_v.lstm_audio"][0][1][0],
                "visual_lstm": calls["lstm_a_v.lstm_video"][0][1][0]}
@@ -82,14 +82,15 @@ def make(model, setting, committed):
     folder, files, kind, arguments = NETWORKS[model]
     with mock.patch.object(sys, "path", [folder, *sys.path]):      # the file may import others of its folder
         network = runpy.run_path(f"{folder}/{files[setting]}")[kind](*arguments).eval()
-    calls, losses = defaultdict(list), []
-    parameters = dict(network.named_parameters())
+    calls, parameters = defaultdict(list), dict(network.named_parameters())
     for name, parameter in parameters.items():
         parameter.data = torch.as_tensor(recipe.parameter(seed, name, tuple(parameter.shape)))
     for name, part in network.named_modules():
         part.register_forward_hook(lambda part, inputs, output, name=name: calls[name].append((inputs, output)))
 
     audio, visual, labels = map(torch.from_numpy, recipe.inputs(seed, committed["batch"]))
+    made = {"threshold": golden.get("threshold"), "lam": golden.get("lam"), "adam_losses": [],
+            "parameters": {name: list(value.shape) for name, value in parameters.items()}}
     threshold = [golden["threshold"]] if model == "released" else []
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
     for step in range(STEPS):
@@ -97,25 +98,22 @@ def make(model, setting, committed):
         outputs = network(audio, visual, *threshold)
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         numbers = outputs_and_loss(model, setting, calls, outputs, labels, golden.get("lam"))
-        losses.append(numbers["loss"].item())
+        made["adam_losses"].append(numbers["loss"].item())
         optimizer.zero_grad()
         numbers["loss"].backward()
         if step == 0:      # parameters that never reach the loss have no gradient
-            first = numbers
-            norms = {name: value.grad.norm().item() for name, value in parameters.items() if value.grad is not None}
+            made["grad_norms"] = {name: value.grad.norm().item() for name, value in parameters.items()
+                                  if value.grad is not None}
+            for name, value in numbers.items():
+                made[name] = (value[..., :CHANNELS] if value.dim() and value.shape[-1] > C else value).tolist()
+                made[name + "_norm"] = value.norm().item()
         optimizer.step()
-
-    made = {"threshold": golden.get("threshold"), "lam": golden.get("lam"), "grad_norms": norms, "adam_losses": losses,
-            "parameters": {name: list(value.shape) for name, value in parameters.items()}}
-    for name, value in first.items():
-        made[name] = (value[..., :CHANNELS] if value.dim() and value.shape[-1] > C else value).tolist()
-        made[name + "_norm"] = value.norm().item()
     return {name: made.get(name) for name in golden}
 
 
 def difference(new, old):
     """The largest of a dict, of arrays relative to their norm; infinite if names or shapes differ."""
-    if isinstance(new, dict) and isinstance(old, dict):
+    if isinstance(old, dict):
         return max(difference(new.get(name), old.get(name)) for name in new | old)
     if new is None or old is None or np.shape(new) != np.shape(old):
         return 0.0 if new is old else np.inf
@@ -124,7 +122,7 @@ def difference(new, old):
 
 def main():
     torch.set_default_dtype(torch.float64)
-    again = {}
+    Path("golden_again").mkdir()
     # Their code may ask for a GPU and for float32.
     with mock.patch.multiple(torch.Tensor, cuda=lambda self, *_, **__: self, float=torch.Tensor.double):
         for model in NETWORKS:
@@ -134,10 +132,7 @@ def main():
                 for name, old in numbers[setting].items():
                     print(f"{model}.json  {setting:6}  {name:20}  {difference(made[name], old):.1e}")
                 numbers[setting] = made
-            again[f"{model}.json"] = json.dumps(numbers)
-    Path("golden_again").mkdir()
-    for name, text in again.items():
-        Path("golden_again", name).write_text(text)
+            Path("golden_again", f"{model}.json").write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":

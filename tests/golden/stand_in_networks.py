@@ -22,12 +22,10 @@ class Renamed(nn.Module):
     def __init__(self, network, names):
         super().__init__()
         for released, our_name in names.items():
-            part, (*path, name) = self, released.split(".")
-            for step in path:
-                if not hasattr(part, step):
-                    part.add_module(step, nn.Module())
-                part = part.get_submodule(step)
-            part.add_module(name, network.get_submodule(our_name))
+            parent, _, name = released.rpartition(".")
+            if parent and not hasattr(self, parent):
+                self.add_module(parent, nn.Module())
+            self.get_submodule(parent).add_module(name, network.get_submodule(our_name))
         self.ours = network      # last: what has two names is listed under the first
 
 
@@ -40,9 +38,8 @@ class psp_net(Renamed):
     def forward(self, audio, video, threshold):
         self.ours.psp.threshold = threshold
         output = self.ours(audio.cuda(), video.float())
-        if SETTING == "fully":
-            return output.psp.fusion, output.logits, output.similarity
-        return output.psp.fusion, output.logits, output.logits.mean(dim=1).softmax(dim=-1)
+        last = output.similarity if SETTING == "fully" else output.logits.mean(dim=1).softmax(dim=-1)
+        return output.psp.fusion, output.logits, last
 
 
 class att_Net(Renamed):
