@@ -27,8 +27,6 @@ from model.options import data_sizes  # noqa: E402
 from psp_model import PUBLISHED, PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss  # noqa: E402
 from utils import OptionParser, bounded, one_line_errors, set_up_device, wrap_for_training  # noqa: E402
 
-WARM_UP = 3      # steps
-
 
 class CountKernels(TorchDispatchMode):
     """Counts the operations that are neither views nor allocations."""
@@ -83,7 +81,7 @@ def main():
         optimizer.step()
         return batch
 
-    for _ in range(WARM_UP):
+    for _ in range(3):      # to warm up
         step()
     start = now()
     for _ in range(args.steps):
@@ -100,11 +98,11 @@ def main():
     V = batch["visual"].flatten(0, 3)
     U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=V.dtype, device=device)
     times = [now()]
-    for _ in range(WARM_UP + 5):
+    for _ in range(8):      # the first three to warm up
         H_v = torch.mm(V, U_v.T)
         torch.mm(H_v.T, V)      # the gradient of U_v has these shapes
         times.append(now())
-    products = 1000 * np.median(np.diff(times)[WARM_UP:])
+    products = 1000 * np.median(np.diff(times)[3:])
 
     start = now()
     predict(model, data["val"], args.batch_size)

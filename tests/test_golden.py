@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from conftest import TESTS, close
 from golden import recipe
 from model.released_checkpoint import our_name
-from psp_model import (FULLY_SUPERVISED, WEAKLY_SUPERVISED, PSPNetwork, avps_loss, avps_target, fully_supervised_loss,
-                       video_probability, weakly_supervised_loss)
+from psp_model import (PUBLISHED, PSPNetwork, avps_loss, avps_target, fully_supervised_loss, video_probability,
+                       weakly_supervised_loss)
 
 GOLDEN = json.loads((TESTS / "golden" / "released.json").read_text())
 
@@ -24,32 +24,23 @@ class GoldenRun:
 
     def __init__(self, setting):
         self.setting, self.golden = setting, GOLDEN[setting]
-        options = FULLY_SUPERVISED if setting == "fully" else WEAKLY_SUPERVISED
-        self.network = PSPNetwork(128, 512, (7, 7), 29, threshold=self.golden["threshold"], **options).eval()
+        self.network = PSPNetwork(128, 512, (7, 7), 29, **PUBLISHED[setting]).eval()
         self.names = {released: our_name(released, setting) for released in self.golden["grad_norms"]}
-        shapes = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
-        self.network.load_state_dict({
-            ours: torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, shapes[ours]))
-            for released, ours in self.names.items()}, strict=True)
+        for released, ours in self.names.items():
+            parameter = self.network.get_parameter(ours)
+            parameter.data = torch.from_numpy(recipe.parameter(GOLDEN["seed"], released, tuple(parameter.shape)))
         self.audio, self.visual, self.labels = map(torch.from_numpy, recipe.inputs(GOLDEN["seed"], GOLDEN["batch"]))
 
-        inner = {}
-        for name in ("attention", "lstm_audio", "lstm_visual"):
-            self.network.get_submodule(name).register_forward_hook(
-                lambda module, args, result, name=name: inner.__setitem__(name, result[0]))
+        self.tensors = {}
+        for name, layer in (("attended_visual", "attention"), ("audio_lstm", "lstm_audio"),
+                            ("visual_lstm", "lstm_visual")):
+            self.network.get_submodule(layer).register_forward_hook(
+                lambda module, args, result, name=name: self.tensors.update({name: result[0]}))
         self.output = self.network(self.audio, self.visual)
-        self.tensors = {
-            "attended_visual": inner["attention"],
-            "audio_lstm": inner["lstm_audio"],
-            "visual_lstm": inner["lstm_visual"],
-            "visual_psp": self.output.psp.visual,
-            "audio_psp": self.output.psp.audio,
-            "fusion": self.output.psp.fusion,
-            "logits": self.output.logits,
-            "scores": self.output.logits,
-            "similarity": self.output.similarity,
-            "video_prob": video_probability(self.output.logits),
-        }
+        psp, logits = self.output.psp, self.output.logits
+        self.tensors |= {"visual_psp": psp.visual, "audio_psp": psp.audio, "fusion": psp.fusion, "logits": logits,
+                         "scores": logits, "similarity": self.output.similarity,
+                         "video_prob": video_probability(logits)}
 
     def loss(self, output):
         if self.setting == "fully":

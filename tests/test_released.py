@@ -190,9 +190,3 @@ def test_other_files_end_in_one_line_that_says_what_they_are(tmp_path, case):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: {expected}$"):
         load_checkpoint(path)
-
-
-def test_a_folder_and_no_file(tmp_path):
-    for path, expected in ((tmp_path, "is a folder, not a file"), (tmp_path / "PSP.pt", "not found")):
-        with pytest.raises(UserError, match=f"^{path}: {expected}$"):
-            load_checkpoint(path)
