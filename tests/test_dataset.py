@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from conftest import change, read, rewrite, set_attributes, with_value
-from dataset import (AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, open_h5, required_files,
-                     shuffled)
+from dataset import AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, required_files, shuffled
 from model.class_names import AVE_CLASSES, class_names, names_and_ids, read_annotations
 from utils import UserError
 
@@ -46,15 +45,6 @@ def test_any_dtype_and_layout(data_folder, dtype, layout):
     rewrite(data_folder / "right_labels.h5", read(data_folder / "right_labels.h5").astype(dtype))
     for features in ("memory", "disk"):
         assert_holds_rows(load(data_folder, features=features), data_folder, read(data_folder / "train_order.h5"))
-
-
-def test_chunks_of_many_videos_are_kept_until_their_rows_are_read(data_folder):
-    """As create_dataset(..., compression="gzip") lays them out: each video has a part of all chunks of its row."""
-    path = data_folder / "visual_feature.h5"
-    rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
-    with open_h5(path) as dataset:
-        _, slots, size, _ = dataset.file.id.get_access_plist().get_cache()
-        assert size >= 20 * 6 * 3 * 3 * 20 * 8 and slots > 6 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
