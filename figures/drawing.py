@@ -67,16 +67,14 @@ def draw_logs(names, logs, panels, path):
     save_figure(figure, path)
 
 
-def draw_sweep(path, label, paper, entries, data):
-    """Test accuracy over the option that a table sweeps, a curve for each kind of row; paper: the paper's value."""
+def draw_sweep(path, label, paper, curves, data):
+    """Test accuracy over the option that a table sweeps; paper: the paper's value; curves: {name: [(value, estimate)]}."""
     figure, axes = pyplot.subplots(figsize=(4.5, 3), layout="constrained")
-    for curve, colour, style in (("PSP", BLUE, "o-"), ("stale targets", ORANGE, "s--")):
-        points = sorted((entry["value"], entry["mean"], entry["low"], entry["high"]) for entry in entries
-                        if entry["curve"] == curve and entry["value"] is not None and "error" not in entry)
-        if points:
-            value, mean, low, high = zip(*points)
-            axes.plot(value, mean, style, color=colour, markersize=4, clip_on=False, label=curve)
-            axes.fill_between(value, low, high, color=colour, alpha=0.2, linewidth=0)
+    for (name, points), colour, style in zip(curves.items(), (BLUE, ORANGE), ("o-", "s--")):
+        values, estimates = zip(*points)
+        mean, low, high = ([found[key] for found in estimates] for key in ("mean", "low", "high"))
+        axes.plot(values, mean, style, color=colour, markersize=4, clip_on=False, label=name)
+        axes.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.axvline(paper, color=DARK, linestyle=":", label=f"the paper's {paper}")
     if paper > 1:
         axes.set_xscale("symlog")

@@ -6,7 +6,7 @@
 
 Each row is one command with --runs, on one thread, in its own folder under OUTPUT_DIR/rows. Repeat the command after a
 stop: rows with a result are skipped, unfinished ones are resumed. A failed row is reported while the others continue.
-Written to OUTPUT_DIR: results.json.gz and, computed from it, tables.json, tables.md and <table>.png of the sweeps.
+Written to OUTPUT_DIR: results.json.gz and, computed from it, tables.md and <table>.png of the sweeps.
 """
 import gzip
 import json
@@ -17,16 +17,15 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from drawing import draw_sweep  # noqa: E402
-from run_results import markdown, read_result, tables_content  # noqa: E402
+from run_results import accuracies, estimate, read_result, tables_text  # noqa: E402
 from model.evaluate import note_few_seeds  # noqa: E402
-from utils import OptionParser, UserError, bounded, one_line, one_line_errors, write_atomically  # noqa: E402
+from utils import OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
 
 PASSED_ON = ("nb_epoch", "check_epoch", "batch_size", "device", "precision")      # options of the rows' scripts
 STALE, FIXED = "--quirks stale_avps", "--quirks fixed_batches"
@@ -152,21 +151,21 @@ def start_row(folder, command):
 
 
 def report_tables(folder):
-    """Computes tables.json, tables.md and the sweeps from the folder's results.json.gz, and prints the tables."""
-    path = folder / "results.json.gz"
-    if not path.is_file():
-        raise UserError(f"{path}: does not exist; run the tables first, without --report_only")
-    try:
-        stored = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: is damaged ({one_line(error)}); repeat the command without --report_only") from error
-    content = tables_content(stored, TABLES)
-    write_atomically(folder / "tables.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(folder / "tables.md", markdown(content))
-    print(markdown(content))
-    note_few_seeds(min(entry.get("n", 5) for table in content["tables"].values() for entry in table["rows"]))
-    for name in SWEPT.keys() & content["tables"].keys():
-        draw_sweep(folder / f"{name}.png", *SWEPT[name], content["tables"][name]["rows"], content["data"])
+    """Computes tables.md and the sweeps from the folder's results.json.gz, and prints the tables."""
+    stored = json.loads(gzip.decompress((folder / "results.json.gz").read_bytes()))
+    text = tables_text(stored, TABLES)
+    write_atomically(folder / "tables.md", text)
+    print(text)
+    results = {name: row["result"] for name, row in stored["rows"].items() if "result" in row}
+    note_few_seeds(min((len(result["runs"]) for result in results.values()), default=5))
+    for name in SWEPT.keys() & stored["tables"]:
+        rows = [row for row in TABLES[name][1] if row.value is not None and row.name in results]
+        curves = {}
+        for row in sorted(rows, key=lambda row: row.value):
+            curve = "stale targets" if "stale_avps" in row.options else "PSP"
+            found = estimate(accuracies(results[row.name], row.metric))
+            curves.setdefault(curve, []).append((row.value, found))
+        draw_sweep(folder / f"{name}.png", *SWEPT[name], curves, stored["data"])
 
 
 def options():

@@ -155,58 +155,41 @@ One training set (of synthetic data: one data seed); what is said here holds for
 """
 
 
-def tables_content(stored, tables):
-    """The content of tables.json, from that of results.json.gz; tables: {name: (title, rows)}."""
-    results = [row["result"] for row in stored["rows"].values() if "result" in row]
-    made = {key: sorted({value for result in results for value in result.get(key, ["unknown"])})
-            for key in ("revisions", "processors")}
+def tables_text(stored, tables):
+    """The text of tables.md, from the content of results.json.gz; tables: {name: (title, rows)}."""
+    results = {name: row["result"] for name, row in stored["rows"].items() if "result" in row}
     rows = [row for name in stored["tables"] for row in tables[name][1]]
-    settings = sorted({row.setting for row in rows})
-    families = {setting: compare_with_psp(setting, rows, stored["rows"]) for setting in settings}
-    entries = {name: {"title": tables[name][0],
-                      "rows": [table_entry(row, stored["rows"], families[row.setting]) for row in tables[name][1]]}
-               for name in stored["tables"]}
-    return {"data": stored["data"], **made, "compared": {setting: len(family) for setting, family in families.items()},
-            "tables": entries}
-
-
-def compare_with_psp(setting, rows, stored):
-    """{(name of a row, metric): its difference to PSP} for the rows of the setting, with p adjusted for these."""
-    psp = stored[setting].get("result")      # PSP's row has the setting's name
-    results = {(row.name, row.metric): stored[row.name]["result"] for row in rows
-               if psp and row.setting == setting and row.label != "PSP" and "result" in stored[row.name]}
-    return dict(zip(results, adjust([difference(result, psp, metric) for (_, metric), result in results.items()])))
-
-
-def table_entry(row, stored, differences):
-    """The row's entry of tables.json; stored: {name of a row: its command, and its result or error}."""
-    curve = "stale targets" if "stale_avps" in row.options else "PSP"
-    entry = {"label": row.label, "setting": row.setting, "value": row.value, "curve": curve, **stored[row.name]}
-    if "error" in entry:
-        return entry
-    result = entry.pop("result")
-    values = [100 * run[row.metric] for run in result["runs"]]
-    return {**entry, "n": len(values), "std": np.std(values, ddof=1), "values": values, "seeds": run_seeds(result),
-            **estimate(accuracies(result, row.metric)), "gain": gain(result),
-            "difference": differences.get((row.name, row.metric))}
-
-
-def markdown(content):
-    """The text of tables.md, from the content of tables.json."""
-    compared = ", ".join(f"{count} {setting}" for setting, count in content["compared"].items())
-    lines, commands = [HEAD.format(data=content["data"], compared=compared)], {}
-    for table in content["tables"].values():
-        lines += [f"### {table['title']}", "", "|  | setting | n | accuracy | difference | gain |", f"|{' --- |' * 6}"]
-        for entry in table["rows"]:
-            commands[entry["command"]] = None      # each once
-            cells = [entry["label"], entry["setting"]]
-            if "error" in entry:
-                cells.append(f"failed: {entry['error']}")
+    families = {setting: compare_with_psp(setting, rows, results) for setting in sorted({row.setting for row in rows})}
+    compared = ", ".join(f"{len(family)} {setting}" for setting, family in families.items())
+    lines = [HEAD.format(data=stored["data"], compared=compared)]
+    for title, rows in map(tables.get, stored["tables"]):
+        lines += [f"### {title}", "", "|  | setting | n | accuracy | difference | gain |", f"|{' --- |' * 6}"]
+        for row in rows:
+            if row.name in results:
+                found = families[row.setting].get((row.name, row.metric))
+                cells = result_cells(results[row.name], row.metric, found)
             else:
-                cells += [str(entry["n"]), "{mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})".format(**entry),
-                          format_estimate(entry["difference"]), format_estimate(entry["gain"])]
-            lines.append(f"| {' | '.join(cells)} |")
+                cells = [f"failed: {stored['rows'][row.name]['error']}"]
+            lines.append(f"| {' | '.join([row.label, row.setting, *cells])} |")
         lines.append("")
-    revisions, processors = (" and ".join(content[key]) for key in ("revisions", "processors"))
+    revisions, processors = (" and ".join(sorted({value for result in results.values() for value in result[key]}))
+                             for key in ("revisions", "processors"))
+    commands = [row["command"] for row in stored["rows"].values()]
     return "\n".join([*lines, f"### Commands of revision {revisions}, on {processors}", "", "```bash", *commands, "```",
                       ""])
+
+
+def compare_with_psp(setting, rows, results):
+    """{(name of a row, metric): its difference to PSP} for the rows of the setting, with p adjusted for these."""
+    compared = dict.fromkeys((row.name, row.metric) for row in rows if row.setting == setting and row.label != "PSP"
+                             and {row.name, setting} <= results.keys())      # PSP's row has the setting's name
+    found = [difference(results[name], results[setting], metric) for name, metric in compared]
+    return dict(zip(compared, adjust(found)))
+
+
+def result_cells(result, metric, found):
+    """n, accuracy, difference and gain of a row; found: its difference to PSP, None for PSP itself."""
+    accuracy = estimate(accuracies(result, metric))
+    std = np.std([100 * run[metric] for run in result["runs"]], ddof=1)
+    return [str(len(result["runs"])), "{mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})".format(std=std, **accuracy),
+            format_estimate(found), format_estimate(gain(result))]

@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from conftest import MAIN, ROOT, assert_close_json, run_quickly  # noqa: E402
+from conftest import MAIN, ROOT, run_quickly  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "figures"))
 import compare_runs  # noqa: E402
@@ -105,33 +106,28 @@ def test_a_table_holds_what_its_rows_gave_and_the_stored_results_give_it_again(m
     made_up_run(tmp_path / "rows" / "fully", [[8, 6], [6, 4]])
     made_up_run(tmp_path / "rows" / "fully_threshold_0p5", [[9, 8], [7, 4]])
     out = run_quickly("paper_tables.py", "--output_dir", tmp_path).stdout
-    assert "0 rows to do" in out
-    psp, pruned, on_test = json.loads((tmp_path / "tables.json").read_text())["tables"]["threshold"]["rows"]
-    assert psp["values"] == pytest.approx([70, 50]) and psp["difference"] is None
-    assert pruned["std"] == pytest.approx(np.std([85, 55], ddof=1))
-    assert pruned["difference"]["mean"] == pytest.approx(10) and pruned["gain"]["mean"] == pytest.approx(10)
-    text = (tmp_path / "tables.md").read_text()
-    assert "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (" in text and "revision abc1, on a CPU\n" in text
-    assert on_test["mean"] == pytest.approx(90) and on_test["difference"]["adjusted_p"] == pytest.approx(4 / 10001)
-    assert "(2 fully)" in text and "note: 2 seeds;" in out
-
+    assert "0 rows to do" in out and "(2 fully)" in out and "note: 2 seeds;" in out
+    text, picture = tmp_path / "tables.md", tmp_path / "threshold.png"
+    before = text.read_text(), picture.read_bytes()
+    for line in ("| PSP | fully | 2 | 60.0 ± 14.1 (40.0 to 80.0) | - | +10.0 (+10.0 to +10.0), rising |",
+                 "| threshold 0.5 | fully | 2 | 70.0 ± 21.2 (40.0 to 90.0) | +10.0 (",
+                 "| chosen on test | fully | 2 | 90.0 ± 0.0 (90.0 to 90.0) | **+30.0 (+10.0 to +50.0)**, p 0.0004 | ",
+                 "revision abc1, on a CPU\n"):
+        assert line in before[0]
     shutil.rmtree(tmp_path / "rows")
-    names = "tables.json", "tables.md", "threshold.png"
-    before = [(tmp_path / name).read_bytes() for name in names]
     run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path)
-    assert [(tmp_path / name).read_bytes() for name in names] == before
-    stored = tmp_path / "results.json.gz"
-    stored.write_bytes(stored.read_bytes()[:-20])
-    error = run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path, code=2).stderr
-    assert f"{stored}: is damaged" in error
+    assert (text.read_text(), picture.read_bytes()) == before
 
 
-def test_the_stored_results_of_an_earlier_revision_give_the_committed_tables(tmp_path):
+def test_the_stored_results_of_an_earlier_revision_give_the_committed_table(tmp_path):
     committed = ROOT / "figures" / "rehearsal"
     shutil.copy(committed / "results.json.gz", tmp_path)
     run_quickly("paper_tables.py", "--report_only", "--output_dir", tmp_path)
-    # Not the same bits on each processor.
-    assert_close_json(tmp_path / "tables.json", committed / "tables.json", abs=1e-9)
+    number = r"[-+]?\d+\.\d(?!\d)"      # the last digit of a tie is not the same on each processor
+    found, expected = ((folder / "tables.md").read_text() for folder in (tmp_path, committed))
+    assert re.split(number, found) == re.split(number, expected)
+    values = [float(value) for value in re.findall(number, expected)]
+    assert [float(value) for value in re.findall(number, found)] == pytest.approx(values, abs=0.101)
 
 
 def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tiny_folder, tmp_path):
@@ -151,8 +147,8 @@ def test_a_stopped_table_is_continued_and_a_failed_row_reported(monkeypatch, tin
     done = run_quickly("paper_tables.py", *options, code=2)
     assert "1 of the rows failed" in done.stderr
     assert "fully_threshold_7: fully_supervised_main.py: error" in done.stdout
-    psp, failed = json.loads((tmp_path / "tables.json").read_text())["tables"]["main"]["rows"]
-    assert psp["n"] == 2 and "error" in failed
+    text = (tmp_path / "tables.md").read_text()
+    assert "| PSP | fully | 2 | " in text and "| threshold 7 | fully | failed: fully_supervised_main.py: error" in text
     assert "continuing the run" in (tmp_path / "rows" / "fully" / "output.txt").read_text()
 
 
