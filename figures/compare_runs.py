@@ -41,14 +41,13 @@ def print_comparison(names, results):
 
 
 def loss_options(result):
-    """What the training loss depends on: name of the result, stale targets, and the options that change the loss."""
+    """What the training loss depends on: name of the result, stale targets, options that change the loss or are new."""
     model_name, setting = result["name"].rsplit("_", 1)
-    options, parser = result["options"], (avel if model_name == "AVEL" else MAINS[setting]).options()
-    quirks = options.get("quirks") or options.get("released_quirks") or []      # the second in earlier results
-    known = {"quirks", "released_quirks", *(action.dest for action in parser._actions)}
-    changed = {name: value for name, value in options.items() if name not in known}      # by other code
-    return [result["name"], "stale_avps" in quirks, changed,
-            *(options.get(name, parser.get_default(name)) for name in group_options(parser.loss))]
+    parser = (avel if model_name == "AVEL" else MAINS[setting]).options()
+    defaults = {action.dest: action.default for action in parser._actions}
+    no_matter = {"quirks", *defaults} - {*group_options(parser.loss)}
+    options = {name: value for name, value in {**defaults, **result["options"]}.items() if name not in no_matter}
+    return result["name"], "stale_avps" in (result["options"].get("quirks") or []), options
 
 
 def main():

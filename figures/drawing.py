@@ -3,7 +3,6 @@ import argparse
 import os
 import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 os.environ["MPLBACKEND"] = "Agg"      # a notebook sets another one
 try:
     from matplotlib import pyplot
-    from matplotlib.ticker import LogLocator
 except ModuleNotFoundError:
     print(f"{Path(sys.argv[0]).name}: error: the package matplotlib is missing; pip install matplotlib==3.11.2",
           file=sys.stderr)
@@ -55,8 +53,7 @@ def draw_logs(names, logs, panels, path):
         axes.set(xlabel="epoch", ylabel=PANELS[value])
         axes.xaxis.get_major_locator().set_params(integer=True)
         if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.set_yscale("log", subs=(2, 5))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}")
     row[-1].sharey(row[-2])      # both accuracies
@@ -94,9 +91,6 @@ def picture_path(text):
 
 def save_figure(figure, path):
     """Writes the picture in the format of its suffix, and prints its path."""
-    with warnings.catch_warnings(record=True) as caught:
-        figure.savefig(path, dpi=200)
-    for warning in caught[:1]:      # one each for all glyphs that the font lacks
-        print(f"note: {warning.message}", file=sys.stderr)
+    figure.savefig(path, dpi=200)
     pyplot.close(figure)
     print(path)

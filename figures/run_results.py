@@ -53,13 +53,8 @@ def read_result(path):
     if len(paths) != 1:
         raise UserError(f"{path}: has {len(paths)} files *_runs.json; give the --output_dir of one finished training "
                         "with --runs, or one of its files *_runs.json")
-    name = paths[0].name.removesuffix("_runs.json")
-    try:
-        result = json.loads(paths[0].read_text())
-        seeds = run_seeds(result)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{paths[0]}: is damaged ({one_line(error)}); repeat the training with --resume") from error
-    logs = [read_log(paths[0].parent / f"seed{seed}" / f"{name}.jsonl") for seed in seeds]
+    name, result = paths[0].name.removesuffix("_runs.json"), json.loads(paths[0].read_text())
+    logs = [read_log(paths[0].parent / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
     for run, log in zip(result["runs"], logs):
         if (log.kept, log.test.get(log.kept)) != (run["best_epoch"], 100 * run["test"]):
             raise UserError(f"{paths[0]}: seed {run['seed']} has another log; it was trained once more, alone")

@@ -6,43 +6,33 @@ import sys
 import textwrap
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from drawing import DARK, GREY, LIGHT_BLUE, LIGHT_ORANGE, ORANGE, SMALL, pyplot
+from drawing import DARK, GREY, LIGHT_BLUE, LIGHT_ORANGE, ORANGE, SMALL, pyplot, save_figure
 from matplotlib.patches import Rectangle
-from PIL import Image      # comes with matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.video import FRAMES_OF_A_SEGMENT, VideoError, natural_order, read_clip  # noqa: E402
-from utils import UserError, one_line  # noqa: E402
+from data.video import FRAMES_OF_A_SEGMENT, VideoError, read_clip  # noqa: E402
+from utils import UserError  # noqa: E402
 
 COLOURS = "cividis"      # of matrices and maps
 WIDTH = 6.2              # of the T seconds, in inches
 LETTERS = 105            # of SMALL text in that width
 
 
-class Recording(NamedTuple):
-    """What is seen and heard in a video."""
-    frames: list                     # T pictures, uint8 [height, width, 3]
-    loudness: np.ndarray = None      # of equal parts of the T seconds; None for a silent one
+def draw_video(path, output, names, title, true=None, true_cells=None, frames=None, loudness=None):
+    """The picture of the first video in a network's output; leaves out what is None, or was not computed.
 
-
-def draw_video(output, names, title, true=None, true_cells=None, recording=Recording([])):
-    """The figure of the first video in a network's output; leaves out what is None, or was not computed.
-
-    true: [T] true labels; true_cells: bool [T, h, w], the cells in which the source is seen.
+    true: list of T true labels; true_cells: bool [T, h, w], the cells in which the source is seen; frames and loudness:
+    see `read_recording`.
     """
     probability, predicted = (values[0].tolist() for values in output.logits.softmax(-1).max(-1))
     attention = output.attention[0].numpy()
     segments, height, width = attention.shape
-    if recording.frames:
-        height, width, _ = recording.frames[0].shape
-    labels = {"predicted": predicted} if true is None else {"predicted": predicted, "true": true.tolist()}
-    strip = WIDTH / segments * height / width
+    labels = {"predicted": predicted} if true is None else {"predicted": predicted, "true": true}
+    strip = WIDTH / segments * (height / width if frames is None else 1)      # frames are square
     heights = {"labels": 0.4 * len(labels), "matrices": 1.4 * (output.psp is not None),      # inches
-               "frames": strip * bool(recording.frames), "attention": strip,
-               "sound": 0.45 * (recording.loudness is not None)}
+               "frames": strip * (frames is not None), "attention": strip, "sound": 0.45 * (loudness is not None)}
     heights = {row: height for row, height in heights.items() if height > 0}
     # Four columns for the matrices, which all else spans, and a narrow one for the colour bars.
     mosaic = [[*range(4), "similarity"] if row == "matrices" else [row] * 4 + ["weight" if row == "attention" else "."]
@@ -56,28 +46,28 @@ def draw_video(output, names, title, true=None, true_cells=None, recording=Recor
     if output.psp is not None:
         image = draw_matrices([axes[i] for i in range(4)], output.psp)
         figure.colorbar(image, cax=axes["similarity"], label="similarity")
-    if recording.frames:
-        draw_strip(axes["frames"], "frames", recording.frames)
-        grey = [frame.mean(axis=-1) for frame in recording.frames]
+    if frames is not None:
+        draw_strip(axes["frames"], "frames", frames)
+        grey = frames.mean(axis=-1)
         draw_strip(axes["attention"], "", grey, cmap="gray", vmin=-100, vmax=255)      # pale, so that the map shows
     image = draw_strip(axes["attention"], "attention", attention, cmap=COLOURS, vmin=0, vmax=attention.max(),
-                       alpha=0.6 if recording.frames else 1)
+                       alpha=1 if frames is None else 0.6)
     figure.colorbar(image, cax=axes["weight"], label="weight")
     if true_cells is not None:
         _, rows, columns = true_cells.shape
         for t, y, x in np.argwhere(true_cells):
             corner = t + 0.03 + 0.94 * x / columns, 1 - (y + 1) / rows
             axes["attention"].add_patch(Rectangle(corner, 0.94 / columns, 1 / rows, fill=False, edgecolor=ORANGE))
-    if recording.loudness is not None:
-        times = np.linspace(0, segments, len(recording.loudness))
-        axes["sound"].fill_between(times, -recording.loudness, recording.loudness, color=DARK)
+    if loudness is not None:
+        times = np.linspace(0, segments, len(loudness))
+        axes["sound"].fill_between(times, -loudness, loudness, color=DARK)
         axes["sound"].set_yticks([0], ["sound"])
     for row in heights.keys() - {"matrices"}:
         axes[row].set_xlim(0, segments)
         axes[row].tick_params(axis="y", length=0)
         axes[row].spines[:].set_visible(False)
         show_seconds(axes[row].xaxis, segments, " s")
-    return figure
+    save_figure(figure, path)
 
 
 def show_seconds(axis, segments, unit):
@@ -131,25 +121,10 @@ def draw_strip(axes, name, pictures, **options):
     return image
 
 
-def read_recording_folder(folder, segments):
-    """The silent `Recording` of a folder with one picture for each segment, in natural order."""
-    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
-    if len(paths) != segments:
-        raise UserError(f"--frames {folder}: holds {len(paths)} PNG or JPEG files; {segments} are needed, one for each "
-                        "segment")
-    frames = []
-    for path in sorted(paths, key=natural_order):
-        try:
-            frames.append(np.asarray(Image.open(path).convert("RGB")))
-        except Exception as error:      # a broken picture raises nearly any of them
-            raise UserError(f"--frames: {path} cannot be read ({one_line(error)})") from error
-    return Recording(frames)
+def read_recording(path, segments):
+    """(frames, loudness) of a video file; the last frame and silence fill what is missing at the end, with a note.
 
-
-def read_recording_file(path, segments):
-    """The `Recording` of a video file: the square frame in the middle of each segment, and 120 loudnesses a second.
-
-    The last frame and silence fill what is missing at the end, with a note.
+    frames: the middle one of each segment, uint8 [T, 224, 224, 3]; loudness: 120 a second, in 0..1, None without sound.
     """
     try:
         clip = read_clip(path, segments, pad=True)
@@ -157,9 +132,9 @@ def read_recording_file(path, segments):
         raise UserError(f"--video_file {path}: {error}") from error
     for note in clip.notes:
         print(f"--video_file {path}: {note}", file=sys.stderr)
-    frames = list(clip.frames[:, FRAMES_OF_A_SEGMENT // 2])
+    frames = clip.frames[:, FRAMES_OF_A_SEGMENT // 2]
     if clip.sound is None:
-        return Recording(frames)
+        return frames, None
     samples = np.abs(clip.sound / 32768).max(axis=1)
     starts = np.linspace(0, len(samples), 120 * segments, endpoint=False).astype(int)
-    return Recording(frames, np.maximum.reduceat(samples, starts))
+    return frames, np.maximum.reduceat(samples, starts)

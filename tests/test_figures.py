@@ -22,16 +22,7 @@ import drawing  # noqa: E402
 import paper_tables  # noqa: E402
 import run_results  # noqa: E402
 import video_figure  # noqa: E402
-from PIL import Image  # noqa: E402
 from utils import UserError  # noqa: E402
-
-
-def pictures(folder, count):
-    """The folder, with pictures 1.png, 2.png, ...: as bright as their number."""
-    folder.mkdir(exist_ok=True)
-    for number in range(1, count + 1):
-        Image.new("L", (4, 3), number).save(folder / f"{number}.png")
-    return folder
 
 
 def made_up_run(folder, correct, fingerprint="d", **options):
@@ -76,9 +67,6 @@ def test_results_and_logs_of_different_runs_are_not_joined(tmp_path):
     log = folder / "seed2" / "PSP_fully.jsonl"
     log.write_text(log.read_text().replace('"test_accuracy": 0.5', '"test_accuracy": 0.4'))
     with pytest.raises(UserError, match="PSP_fully_runs.json: seed 2 has another log"):
-        run_results.read_result(folder)
-    (folder / "PSP_fully_runs.json").write_text('{"runs": [')
-    with pytest.raises(UserError, match="PSP_fully_runs.json: is damaged .*--resume"):
         run_results.read_result(folder)
 
 
@@ -191,7 +179,6 @@ def test_compared_runs_are_printed_and_different_losses_not_drawn(monkeypatch, t
     ("PSP_fully", {"lr": 0.1, "second_normalisation": "on"}, {"lr": 0.2, "second_normalisation": "off"}, True),
     ("PSP_fully", {"quirks": ["stale_avps"]}, {"quirks": ["released_order"]}, False),
     ("PSP_fully", {"fusion_weight": 1}, {}, False),      # an option of other code
-    ("PSP_fully", {"quirks": ["stale_avps"]}, {"released_quirks": ["stale_avps"]}, True),      # in earlier results
     ("PSP_weakly", {"quirks": ["fixed_batches"]}, {}, True),
     ("PSP_weakly", {"weak_labels": "tag"}, {"weak_labels": "share"}, False),
     ("PSP_weakly", {"background_videos": "off"}, {}, False),
@@ -210,18 +197,18 @@ def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
 
 
 @pytest.mark.parametrize("script", [[MAIN["fully"]], ["model/avel.py", "--setting", "fully"]], ids=["PSP", "AVEL"])
-def test_every_figure_of_a_checkpoint_is_drawn(tiny_folder, tmp_path, script):
+def test_a_video_is_drawn_with_frames_and_sound(tiny_folder, tmp_path, script):
     """With names that matplotlib would take for formulas."""
+    pytest.importorskip("av")
+    from films import film, tone
     annotations, picture = tmp_path / "Annotations.txt", tmp_path / "a.png"
     annotations.write_text((tiny_folder / "Annotations.txt").read_text().replace("category 1", "cash $x_{ $"))
     data = ("--data_dir", tiny_folder, "--annotations", annotations)
     run_quickly(*script, "--train", "--nb_epoch", 1, "--batch_size", 12, *data, "--output_dir", tmp_path)
     path, = tmp_path.glob("*_fully.pt")
-    frames = pictures(tmp_path / "frames", 6)
-    for figure, *options in (["video"], ["video", "--frames", frames], ["categories"]):
-        run_quickly("run_figures.py", figure, path, *data, "--output", picture, *options)
-        assert picture.read_bytes().startswith(b"\x89PNG")
-        picture.unlink()
+    recording = film(tmp_path / "film.mkv", seconds=6, rate=4, sound=tone(6))
+    run_quickly("run_figures.py", "video", path, *data, "--video_file", recording, "--output", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_file_that_is_no_log_is_refused(tmp_path):
@@ -245,12 +232,9 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
         assert f"(they differ in {name})" in done.stderr and not picture.exists()
 
 
-def test_the_suffix_is_the_format_and_missing_glyphs_are_noted_once(tmp_path, capsys):
-    figure, axes = drawing.pyplot.subplots()
-    axes.set_title("\u72ac\u732b")      # two characters that the font lacks
-    drawing.save_figure(figure, tmp_path / "a.pdf")
+def test_the_suffix_is_the_format(tmp_path):
+    drawing.save_figure(drawing.pyplot.figure(), tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
-    assert capsys.readouterr().err.count("\n") == 1
     error = run_quickly("run_figures.py", "curves", "a.jsonl", "--output", "a.doc", code=2).stderr
     assert error.count("\n") == 1 and "'a.doc' does not end in .png, .pdf or .svg" in error
 
@@ -260,21 +244,13 @@ def test_a_log_of_an_earlier_revision_is_read():
     assert log.kept == 255 and log.val[255] == pytest.approx(99.602, abs=1e-3)
 
 
-def test_pictures_of_a_folder_are_sorted_by_their_numbers(tmp_path):
-    pictures(tmp_path, 10)
-    frames = video_figure.read_recording_folder(tmp_path, 10).frames
-    assert [frame[0, 0].tolist() for frame in frames] == [[number] * 3 for number in range(1, 11)]
-    with pytest.raises(UserError, match="holds 10 PNG or JPEG files; 6 are needed"):
-        video_figure.read_recording_folder(tmp_path, 6)
-
-
 def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_path):
     pytest.importorskip("av")
     pytest.importorskip("cv2")
     from films import film, number_of, tone
     sound = np.concatenate([np.zeros((16000, 1), np.int16), tone(1, strength=0.5), np.zeros((48000, 1), np.int16)])
     path = film(tmp_path / "film.mkv", seconds=5, rate=10, sound=sound)
-    frames, loudness = video_figure.read_recording_file(path, 5)
+    frames, loudness = video_figure.read_recording(path, 5)
     assert [number_of(frame) for frame in frames] == [5, 15, 25, 35, 45]
     assert loudness.reshape(5, -1).max(axis=1) == pytest.approx([0, 0.5, 0, 0, 0], abs=0.01)
 
@@ -284,4 +260,4 @@ def test_without_a_package_the_error_says_how_to_install_it(monkeypatch, tmp_pat
     for name in ("data.video", "video_figure"):      # imported again, without it
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match="pip install av=="):
-        importlib.import_module("video_figure").read_recording_file(tmp_path / "film.mp4", 10)
+        importlib.import_module("video_figure").read_recording(tmp_path / "film.mp4", 10)
