@@ -5,13 +5,12 @@
     python figures/paper_tables.py --report_only --output_dir figures/rehearsal    # compute the tables once more
 
 Each row is one command with --runs, on one thread, in its own folder under OUTPUT_DIR/rows. Repeat the command after a
-stop: rows with a result are skipped, unfinished ones are resumed. A failed row is reported while the others continue.
+stop: rows with a result are skipped, unfinished ones are resumed. If a row fails, the others continue.
 Written to OUTPUT_DIR: results.json.gz and, computed from it, tables.md and <table>.png of the sweeps.
 """
 import gzip
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -20,12 +19,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from drawing import draw_sweep  # noqa: E402
-from run_results import accuracies, estimate, read_result, tables_text  # noqa: E402
 from model.evaluate import note_few_seeds  # noqa: E402
-from utils import OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
+from run_results import accuracies, estimate, read_result, tables_text  # noqa: E402
+from utils import ROOT, OptionParser, UserError, bounded, one_line_errors, write_atomically  # noqa: E402
 
 PASSED_ON = ("nb_epoch", "check_epoch", "batch_size", "device", "precision")      # options of the rows' scripts
 STALE, FIXED = "--quirks stale_avps", "--quirks fixed_batches"
@@ -110,13 +108,13 @@ def row_command(row, args):
 
 
 def run_rows(commands, jobs):
-    """Runs the commands {folder: command} that have no result; returns {folder: error} of those that failed."""
+    """Runs the commands {folder: command} that have no result; returns how many failed."""
     for folder, command in commands.items():
         path = folder / "command.txt"
         if path.is_file() and path.read_text() != shlex.join(command):
             raise UserError(f"{path}: belongs to another command; remove the folder, or choose another --output_dir")
     waiting = [folder for folder in commands if not list(folder.glob("*_runs.json"))]
-    running, errors = {}, {}
+    running, failed = {}, 0
     print(f"{len(waiting)} rows to do, {jobs} at a time", flush=True)
     try:
         while waiting or running:
@@ -125,19 +123,14 @@ def run_rows(commands, jobs):
                 running[folder] = start_row(folder, commands[folder])
             time.sleep(0.1)
             for folder in [folder for folder, process in running.items() if process.poll() is not None]:
-                if running.pop(folder).returncode:
-                    errors[folder] = ((folder / "errors.txt").read_text().splitlines() or ["no message"])[-1]
-                print(f"{folder.name}: {errors.get(folder, 'done')}", flush=True)
+                code = running.pop(folder).returncode
+                failed += code != 0
+                print(f"{folder.name}: " + (f"failed, see {folder / 'errors.txt'}" if code else "done"), flush=True)
     finally:      # also if this process is stopped
         for process in running.values():
             process.terminate()
             process.wait()
-    return errors
-
-
-def without_folders(text):
-    """The text in which an absolute path is its last name: results say nothing of the machine's folders."""
-    return re.sub(r"(?<![\w.])/\S*/", "", text)
+    return failed
 
 
 def start_row(folder, command):
@@ -156,19 +149,16 @@ def report_tables(folder):
     text = tables_text(stored, TABLES)
     write_atomically(folder / "tables.md", text)
     print(text)
-    results = {name: row["result"] for name, row in stored["rows"].items() if "result" in row}
-    note_few_seeds(min((len(result["runs"]) for result in results.values()), default=5))
+    note_few_seeds(min(len(row["result"]["runs"]) for row in stored["rows"].values()))
     for name in SWEPT.keys() & stored["tables"]:
-        rows = [row for row in TABLES[name][1] if row.value is not None and row.name in results]
         curves = {}
-        for row in sorted(rows, key=lambda row: row.value):
-            curve = "stale targets" if "stale_avps" in row.options else "PSP"
-            found = estimate(accuracies(results[row.name], row.metric))
-            curves.setdefault(curve, []).append((row.value, found))
+        for row in sorted((row for row in TABLES[name][1] if row.value is not None), key=lambda row: row.value):
+            points = curves.setdefault("stale targets" if "stale_avps" in row.options else "PSP", [])
+            points.append((row.value, *estimate(accuracies(stored["rows"][row.name]["result"])).values()))
         draw_sweep(folder / f"{name}.png", *SWEPT[name], curves, stored["data"])
 
 
-def options():
+def main():
     parser = OptionParser(__doc__)
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", choices=["all", *TABLES], default="all",
@@ -183,29 +173,22 @@ def options():
     add("--avel_epochs", metavar="N", help="epochs of AVEL's rows (default: as --nb_epoch)")
     for name in PASSED_ON:
         add(f"--{name}", help="as in the main scripts")
-    return parser
+    args = parser.parse_args()
 
-
-def main():
-    args = options().parse_args()
     if args.report_only:
         return report_tables(args.output_dir)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # `run_rows` then ends its rows
     names = [name for name in TABLES if name in args.tables or "all" in args.tables]
     commands = {args.output_dir / "rows" / row.name: row_command(row, args)      # tables share some of them
                 for name in names for row in TABLES[name][1]}
-    errors = run_rows(commands, args.jobs)
-    stored = {}
-    for folder, command in commands.items():
-        found = ({"error": without_folders(errors[folder])} if folder in errors
-                 else {"result": {**read_result(folder)[0], "folder": folder.name}})
-        shown = without_folders(shlex.join(["OMP_NUM_THREADS=1", "python", *command]))
-        stored[folder.name] = {"command": shown, **found}
-    content = {"data": args.note or without_folders(str(args.data_dir)), "tables": names, "rows": stored}
+    failed = run_rows(commands, args.jobs)
+    if failed:
+        raise UserError(f"{failed} of the rows failed, so there are no tables yet; see above, and repeat the command")
+    rows = {folder.name: {"command": shlex.join(["OMP_NUM_THREADS=1", "python", *command]),
+                          "result": read_result(folder)[0]} for folder, command in commands.items()}
+    content = {"data": args.note or str(args.data_dir), "tables": names, "rows": rows}
     write_atomically(args.output_dir / "results.json.gz", gzip.compress(json.dumps(content).encode(), mtime=0))
     report_tables(args.output_dir)
-    if errors:
-        raise UserError(f"{len(errors)} of the rows failed; see above, and errors.txt in their folders")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,12 @@
-"""Reads logs and results of trainings; statistics and text of tables, in % and points.
-
-An estimate is a dict: mean, and its 95 % interval low..high.
-"""
+"""Reads logs and results of trainings; statistics and text of tables, in % and points."""
 import json
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from model.class_names import read_lines  # noqa: E402
-from model.metrics import bootstrap_interval, bootstrap_means  # noqa: E402
-from utils import UserError, one_line  # noqa: E402
+from model.class_names import read_lines
+from model.metrics import bootstrap_interval, bootstrap_means
+from utils import UserError, one_line
 
 
 class Log(NamedTuple):
@@ -44,25 +38,21 @@ def read_log(path):
 
 
 def read_result(path):
-    """(result, logs of the seeds) of a finished training with --runs: its --output_dir, or its file there.
+    """(result, logs of the seeds) of a finished training with --runs, from its --output_dir or its file there.
 
     result: the content of the file, and name (such as PSP_fully), folder (as given), validation [seeds, checks] in %.
-    UserError if the folder has no such file or several.
+    UserError if the folder has no such file or several, or a seed was trained again.
     """
     paths = [path] if path.name.endswith("_runs.json") else list(path.glob("*_runs.json"))
     if len(paths) != 1:
-        raise UserError(f"{path}: has {len(paths)} files *_runs.json; give the --output_dir of one finished training "
-                        "with --runs, or one of its files *_runs.json")
+        raise UserError(f"{path}: has {len(paths)} files *_runs.json; give the folder of one training with --runs, "
+                        "or its file")
     name, result = paths[0].name.removesuffix("_runs.json"), json.loads(paths[0].read_text())
-    logs = [read_log(paths[0].parent / f"seed{seed}" / f"{name}.jsonl") for seed in run_seeds(result)]
+    logs = [read_log(paths[0].parent / f"seed{run['seed']}" / f"{name}.jsonl") for run in result["runs"]]
     for run, log in zip(result["runs"], logs):
         if (log.kept, log.test.get(log.kept)) != (run["best_epoch"], 100 * run["test"]):
             raise UserError(f"{paths[0]}: seed {run['seed']} has another log; it was trained once more, alone")
     return {**result, "name": name, "folder": str(path), "validation": [list(log.val.values()) for log in logs]}, logs
-
-
-def run_seeds(result):
-    return [run["seed"] for run in result["runs"]]
 
 
 def accuracies(result, metric="test"):
@@ -71,7 +61,7 @@ def accuracies(result, metric="test"):
 
 
 def estimate(values):
-    """Mean of values [seeds, videos] and its 95 % interval, see `bootstrap_interval`."""
+    """mean of values [seeds, videos], and low and high of its 95 % interval, see `bootstrap_interval`, in a dict."""
     low, high = bootstrap_interval(values)
     return {"mean": float(values.mean()), "low": low, "high": high}
 
@@ -79,23 +69,18 @@ def estimate(values):
 def difference(result, baseline, metric="test"):
     """Estimate of the test accuracy minus the baseline's, seed by seed in their order and video by video.
 
-    paired: whether both have the same seeds. p: of no difference, two-sided, see `p_value`.
+    paired: whether both have the same seeds. p: see `p_value`. Earlier results call the fingerprint test_digest.
     """
-    data, baseline_data = (found.get("test_fingerprint") or found["test_digest"]      # its name in earlier results
-                           for found in (result, baseline))
-    if data != baseline_data or len(result["runs"]) != len(baseline["runs"]):
-        raise UserError(f"{result['folder']} and {baseline['folder']}: cannot be compared, since they differ in test "
-                        "videos or in the number of seeds; train one of them again")
+    data, baseline_data = (found.get("test_fingerprint") or found["test_digest"] for found in (result, baseline))
+    seeds, baseline_seeds = ([run["seed"] for run in found["runs"]] for found in (result, baseline))
+    if data != baseline_data or len(seeds) != len(baseline_seeds):
+        raise UserError(f"{result['folder']}, {baseline['folder']}: differ in test videos or seed count; retrain one")
     values = accuracies(result, metric) - accuracies(baseline)
-    return {**estimate(values), "paired": run_seeds(result) == run_seeds(baseline), "p": p_value(values)}
+    return {**estimate(values), "paired": seeds == baseline_seeds, "p": p_value(values)}
 
 
 def p_value(values):
-    """Two-sided p of a mean of zero, of the resamples of the interval: below 0.05 where that excludes zero.
-
-    It is at least 0.0002, little enough for families of 250. The normal approximation marks the same rows of
-    figures/rehearsal.
-    """
+    """Two-sided p of a mean of zero, at least 0.0002, from the interval's resamples: below 0.05 if it excludes zero."""
     means = bootstrap_means(values)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     return min(1.0, float(2 * (1 + beyond) / (len(means) + 1)))
@@ -152,34 +137,26 @@ One training set (of synthetic data: one data seed); what is said here holds for
 
 def tables_text(stored, tables):
     """The text of tables.md, from the content of results.json.gz; tables: {name: (title, rows)}."""
-    results = {name: row["result"] for name, row in stored["rows"].items() if "result" in row}
+    results = {name: row["result"] for name, row in stored["rows"].items()}
     rows = [row for name in stored["tables"] for row in tables[name][1]]
-    families = {setting: compare_with_psp(setting, rows, results) for setting in sorted({row.setting for row in rows})}
-    compared = ", ".join(f"{len(family)} {setting}" for setting, family in families.items())
-    lines = [HEAD.format(data=stored["data"], compared=compared)]
-    for title, rows in map(tables.get, stored["tables"]):
+    differences, compared = {}, []
+    for setting in sorted({row.setting for row in rows}):      # also the name of PSP's row
+        family = {(row.name, row.metric) for row in rows if row.setting == setting and row.label != "PSP"}
+        found = [difference(results[name], results[setting], metric) for name, metric in family]
+        differences |= zip(family, adjust(found))
+        compared.append(f"{len(family)} {setting}")
+    lines = [HEAD.format(data=stored["data"], compared=", ".join(compared))]
+    for title, table_rows in map(tables.get, stored["tables"]):
         lines += [f"### {title}", "", "|  | setting | n | accuracy | difference | gain |", f"|{' --- |' * 6}"]
-        for row in rows:
-            if row.name in results:
-                found = families[row.setting].get((row.name, row.metric))
-                cells = result_cells(results[row.name], row.metric, found)
-            else:
-                cells = [f"failed: {stored['rows'][row.name]['error']}"]
-            lines.append(f"| {' | '.join([row.label, row.setting, *cells])} |")
+        for row in table_rows:
+            found = differences.get((row.name, row.metric))
+            cells = row.label, row.setting, *result_cells(results[row.name], row.metric, found)
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     revisions, processors = (" and ".join(sorted({value for result in results.values() for value in result[key]}))
                              for key in ("revisions", "processors"))
-    commands = [row["command"] for row in stored["rows"].values()]
-    return "\n".join([*lines, f"### Commands of revision {revisions}, on {processors}", "", "```bash", *commands, "```",
-                      ""])
-
-
-def compare_with_psp(setting, rows, results):
-    """{(name of a row, metric): its difference to PSP} for the rows of the setting, with p adjusted for these."""
-    compared = dict.fromkeys((row.name, row.metric) for row in rows if row.setting == setting and row.label != "PSP"
-                             and {row.name, setting} <= results.keys())      # PSP's row has the setting's name
-    found = [difference(results[name], results[setting], metric) for name, metric in compared]
-    return dict(zip(compared, adjust(found)))
+    return "\n".join([*lines, f"### Commands of revision {revisions}, on {processors}", "", "```bash",
+                      *(row["command"] for row in stored["rows"].values()), "```", ""])
 
 
 def result_cells(result, metric, found):
