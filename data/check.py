@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.advice import (background_first, channels_first, file_advice, other_than_annotated,  # noqa: E402
-                         read_hdf5, rows_advice, shape_advice, write_command)
-from data.prepare_labels import doubtful_categories  # noqa: E402
+from data.advice import background_first, channels_first, file_advice, rows_advice, shape_advice  # noqa: E402
+from data.prepare_labels import doubtful_categories, label_files  # noqa: E402
 from dataset import (AVE_FILES, FEATURES, SHARE_TOLERANCE, SPLITS, check_weak_shapes, feature_attribute,  # noqa: E402
                      find_file, open_file, read_label_share, read_one_hot, read_order, read_rows, read_sizes,
                      required_files)
@@ -27,38 +26,19 @@ from model.data import has_labels  # noqa: E402
 from model.options import FILE_OPTIONS, add_data_options  # noqa: E402
 from utils import OptionParser, UserError, one_line_errors, progress_bar  # noqa: E402
 
-BLOCK_VALUES = 2**24      # values that are read at once
-BUILD = "build it with data/prepare_labels.py"
-
 
 class Audit:
-    """Problems, which training refuses; doubts, which it takes but should not; notes. Each is a tuple of lines."""
+    """Lines: what training refuses (`background`: what weak training does of background videos) or should; notes."""
 
     def __init__(self):
-        self.problems, self.doubts, self.notes = [], [], []
-        self.weak_option = ""      # without which weak training refuses the folder
-
-    def problem(self, *lines):
-        self.problems.append(lines)
-
-    def doubt(self, *lines):
-        self.doubts.append(lines)
-
-    def note(self, *lines):
-        if lines:
-            self.notes.append(lines)
-
-    def without_background(self, *lines):
-        """Weak training takes the folder without the background videos; lines: why."""
-        self.note("weak training needs --background_videos off, since files of these videos cannot be used:", *lines)
-        self.weak_option = " with --background_videos off"
+        self.problems, self.background, self.doubts, self.notes = [], [], [], []
 
     def attempt(self, function, *arguments, advice=()):
         """The function's value; None if it raises UserError, which is a problem."""
         try:
             return function(*arguments)
         except UserError as error:
-            self.problem(str(error), *advice)
+            self.problems += [str(error), *advice]
 
 
 def print_table(rows):
@@ -69,87 +49,71 @@ def print_table(rows):
         print("  ".join(f"{value!s:{width}}" for value, width in zip(row, widths)).rstrip())
 
 
-def scan(audit, path, name):
-    """(row of the table, rows of zeros alone, rows that are not finite) of a file; UserError if it cannot be read."""
-    low, high, zeros, odd, zero_rows, odd_rows = np.inf, -np.inf, 0, 0, [], []
+def scan(path, name):
+    """(row of the table, rows of zeros alone, rows that are not finite) of a file; UserError if it cannot be used."""
+    low, high, zero_rows, odd_rows = np.inf, -np.inf, set(), set()
     with open_file({name: path}, name) as dataset:
         if dataset.size == 0:
             raise UserError(f"{path}: is empty; it should hold {AVE_FILES[name].content}")
-        step = max(1, BLOCK_VALUES * len(dataset) // dataset.size)
+        step = max(1, 2**24 * len(dataset) // dataset.size)      # rows that are read at once
         for start in progress_bar(iterable=range(0, len(dataset), step), desc=path.name, leave=False, delay=1):
             with np.errstate(over="ignore", invalid="ignore"):
                 block = read_rows(path, dataset, slice(start, start + step)).astype(np.float32)      # as in training
             block = block.reshape(len(block), -1)
             low, high = np.minimum(low, block.min()), np.maximum(high, block.max())      # NaN stays NaN
-            zeros += (block == 0).sum()
-            odd += (~np.isfinite(block)).sum()
-            odd_rows += (start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
-            zero_rows += (start + np.flatnonzero(~block.any(axis=1))).tolist()
+            zero_rows.update(start + np.flatnonzero(~block.any(axis=1)))
+            odd_rows.update(start + np.flatnonzero(~np.isfinite(block).all(axis=1)))
         row = (path.name, " x ".join(map(str, dataset.shape)), dataset.dtype, f"{path.stat().st_size / 1e6:.1f}",
-               f"{low:.4g} .. {high:.4g}", f"{zeros / dataset.size:.1%}", odd)
-    if odd and name not in FEATURES:      # of features, training reads the videos of the splits alone
-        raise UserError(f"{path}: {odd} values are NaN or infinite; extract or download it again")
-    if name in FEATURES and low < 0:
-        audit.note(f"{path}: has negative values; the published features have none")
+               f"{low:.4g} .. {high:.4g}", len(odd_rows))
+    if odd_rows and name not in FEATURES:      # of features, training reads the videos of the splits alone
+        raise UserError(f"{path}: {len(odd_rows)} rows hold NaN or infinite values; extract or download it again")
     return row, zero_rows, odd_rows
 
 
 def scan_files(audit, data_dir, names, given, annotations):
-    """Prints the table. ({name: path}, {name: rows of zeros}, {name: rows not finite}) of the files that can be used.
-
-    Files of background videos can be used only together. annotations: where they should be.
-    """
-    files, zero_rows, odd_rows, unread = {}, {}, {}, []
-    table = [("file", "shape", "dtype", "MB", "range", "zeros", "not finite")]
+    """Prints the table. ({name: path}, {name: rows of zeros}, {name: rows not finite}) of the files one can read."""
+    files, zero_rows, odd_rows = {}, {}, {}
+    table = [("file", "shape", "dtype", "MB", "range", "rows not finite")]
     for name in names:
         path = given.get(name) or data_dir / AVE_FILES[name].names[0]
-        row = path.name, "MISSING"
         try:
             path = find_file(data_dir, name, given.get(name))
-            row = path.name, "unusable"
-            row, zero_rows[name], odd_rows[name] = scan(audit, path, name)
+            row, zero_rows[name], odd_rows[name] = scan(path, name)
             files[name] = path
         except UserError as error:
-            lines = str(error), *file_advice(path, name, annotations)
-            if name.endswith("_bg"):
-                unread += lines
-            else:
-                audit.problem(*lines)
+            row = path.name, "unusable" if path.exists() else "MISSING"
+            lines = audit.background if name.endswith("_bg") else audit.problems
+            lines += [str(error), *file_advice(path, name, annotations)]
         table.append(row)
     print_table(table)
-    if unread:
-        audit.without_background(*unread)
-        files = {name: path for name, path in files.items() if not name.endswith("_bg")}
     return files, zero_rows, odd_rows
 
 
 def check_weak_labels(audit, files, labels, sizes):
     """Do the labels for weak training agree with the segment labels [videos, T]?"""
     alone = {name: path for name, path in files.items() if not name.endswith("_bg")}
-    if (not set(required_files([], True, background_videos=not audit.weak_option)) <= files.keys()
-            or audit.attempt(check_weak_shapes, alone, sizes, advice=shape_advice(alone)) is None):
+    if audit.attempt(check_weak_shapes, alone, sizes, advice=shape_advice(alone)) is None:
         return
 
-    def compare(name, bad, what, advice=BUILD):      # bad: whether each video is wrong
+    def compare(name, bad, what):      # bad: whether each video is wrong
         if bad.any():
-            audit.doubt(f"{files[name]}: {bad.sum()} videos have another {what} (first in row {bad.argmax()})", advice)
+            audit.doubts.append(f"{files[name]}: {bad.sum()} videos have another {what} (first in row {bad.argmax()}); "
+                                "build the label files with data/prepare_labels.py")
 
     share = audit.attempt(read_label_share, files)
     if share is not None:
-        difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1)) > SHARE_TOLERANCE
-        command = write_command(files["label_share"], "label_share", "a.mean(axis=1)",
-                                read_hdf5(files["labels"], AVE_FILES["labels"].key))
-        compare("label_share", difference.any(axis=1), f"share of labels than in {files['labels']}", command)
+        difference = abs(share.numpy() - np.eye(sizes.num_classes)[labels].mean(axis=1))
+        compare("label_share", (difference > SHARE_TOLERANCE).any(axis=1), f"share of labels than in {files['labels']}")
     category = audit.attempt(read_one_hot, files, "video_labels")
     if category is not None:
         other = (labels != sizes.background).any(axis=1) & (labels != category.numpy()[:, None]).all(axis=1)
         compare("video_labels", other, f"category than in {files['labels']}")
-    if not audit.weak_option:
+    if not audit.background:
         try:
             check_weak_shapes(files, sizes)
             compare("labels_bg", read_one_hot(files, "labels_bg").numpy() != sizes.background, "label than background")
         except UserError as error:
-            audit.without_background(str(error), *shape_advice(files))
+            audit.background += [str(error), *shape_advice(files)]
 
 
 def check_orders(audit, files, num_rows, ids):
@@ -157,84 +121,85 @@ def check_orders(audit, files, num_rows, ids):
     orders = {split: audit.attempt(read_order, files, f"order_{split}", num_rows) for split in SPLITS
               if f"order_{split}" in files}
     orders = {split: order.tolist() for split, order in orders.items() if order is not None}
-    unused = num_rows - len(set().union(*orders.values()))
-    if len(orders) == len(SPLITS) and unused:
-        audit.note(f"{unused} videos are in no split")
     repeated = [count for count in Counter(ids).values() if count > 1]
     if repeated:
-        audit.note(f"{len(repeated)} ids occur more than once: {sum(repeated) - len(repeated)} rows too many")
+        audit.notes.append(f"{len(repeated)} ids occur more than once: {sum(repeated) - len(repeated)} rows too many")
     for split, other in combinations(orders, 2):
         rows = set(orders[split]) & set(orders[other])
         if rows:
-            audit.doubt(f"{files[f'order_{split}']}: shares {len(rows)} rows with the {other} split "
-                        f"(first {min(rows)}); get the order files again")
+            audit.doubts.append(f"{files[f'order_{split}']}: shares {len(rows)} rows with the {other} split "
+                                f"(first {min(rows)}); get the order files again")
         shared = {ids[row] for row in orders[split]} & {ids[row] for row in orders[other]} if ids else None
         if shared:
-            audit.note(f"{len(shared)} ids are in both {split} and {other}")
+            audit.notes.append(f"{len(shared)} ids are in both {split} and {other}")
     return orders
 
 
-def check_finite(audit, files, odd_rows, orders):
-    """Features that are not finite are a problem in a video of a split; without orders, in any."""
-    for name in FEATURES:
-        odd = set(odd_rows.get(name, []))
-        used = odd & set().union(*orders.values()) if orders else odd
-        text = f"{files.get(name)}: {len(used or odd)} videos have values that are NaN or infinite"
-        if used:
-            audit.problem(f"{text} (first in row {min(used)}); extract or download it again")
-        elif odd:
-            audit.note(f"{text}, but are in no split")
-
-
-def check_videos(audit, files, zero_rows, orders):
-    """Videos of each split without features; training refuses a split in which none has any."""
+def check_features(audit, files, zero_rows, odd_rows, orders):
+    """Training refuses features that are not finite, and a split in which no video has features."""
     missing = set(feature_attribute(files, "rows_without_video"))
     for split, rows in orders.items():
-        without = {*zero_rows, *missing} & set(rows)
+        for name in FEATURES:
+            odd = odd_rows[name].intersection(rows)
+            if odd:
+                audit.problems.append(f"{files[name]}: {len(odd)} of {len(rows)} videos of {split} have values that "
+                                      f"are NaN or infinite (first in row {min(odd)}); extract or download it again")
+        without = (zero_rows["visual"] | missing).intersection(rows)
         text = f"{files['visual']}: {len(without)} of {len(rows)} videos of {split} have no features"
         if len(without) == len(rows):      # training does not look for zeros
-            report = audit.problem if missing.issuperset(rows) else audit.doubt
-            report(f"{text}; extract them again from a folder with the video files")
+            lines = audit.problems if missing.issuperset(rows) else audit.doubts
+            lines.append(f"{text}; extract them again from a folder with the video files")
         elif without:
-            audit.note(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
+            audit.notes.append(f"{text}, only zeros (first in row {min(without)}): their video files were missing")
 
 
 def print_splits(labels, orders, names):
     """Prints the videos of each category in each split, and the share of event segments."""
-    columns = [["category", *names[:-1], "no event at all", "all videos", "segments that hold the event",
-                "videos with the event in all segments"]]
+    columns = [["category", *names[:-1], "no event at all", "all videos", "segments that hold the event"]]
     for split, rows in orders.items():
         event = labels[rows] != len(names) - 1
         videos = [(labels[rows] == label).any(axis=1).sum() for label in range(len(names) - 1)]
-        columns.append([split, *videos, (~event).all(axis=1).sum(), len(rows), f"{event.mean():.1%}",
-                        f"{event.all(axis=1).mean():.1%}"])
+        columns.append([split, *videos, (~event).all(axis=1).sum(), len(rows), f"{event.mean():.1%}"])
     print()
     print_table(zip(*columns))
 
 
-def check_labels(audit, args, files, sizes, annotations, names, ids):
-    """Checks label and order files; {split: rows}."""
+def check_annotations(audit, path, labels, annotations, several):
+    """Do the labels [videos, T] agree with the annotations? Each of them names one event; several [videos]: not so."""
+    try:
+        expected = label_files(annotations, labels.shape[1])["right_labels.h5"].argmax(axis=2)
+    except UserError as error:      # training reads the names alone
+        audit.notes.append(f"{error}; the labels are not compared with the annotations")
+        return
+    wrong = (expected != labels).any(axis=1) & ~several
+    text = f"{path}: {wrong.sum()} of {len(wrong)} videos differ from the annotations (first in row {wrong.argmax()})"
+    if wrong.mean() > 0.2:      # more than corrections of single labels
+        audit.doubts.append(f"{text}: the rows do not belong together, or the classes are others; get the right "
+                            "annotations, or build the labels with data/prepare_labels.py")
+    elif wrong.any():
+        audit.notes.append(f"{text}; keep a published file")
+
+
+def check_labels(audit, files, sizes, annotations, names, ids):
+    """Checks label and order files; {split: rows}. names, ids: see `names_and_ids`."""
     orders = check_orders(audit, files, sizes.num_rows, ids)
     labels = audit.attempt(read_one_hot, files, "labels")
     if labels is None:
         return orders
-    class_0 = background_first(files, labels, sizes)
-    if class_0:
-        audit.doubt(*class_0)
     labels = labels.numpy()
+    audit.doubts += background_first(files, labels, sizes)
     empty = np.flatnonzero((labels == sizes.background).all(axis=1))
     if len(empty):
-        audit.note(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
+        audit.notes.append(f"videos with no event at all: {len(empty)} (rows {', '.join(map(str, empty[:10]))})")
     first = labels.min(axis=1, keepdims=True)      # background is the last
     several = ((labels != first) & (labels != sizes.background)).any(axis=1)
     if several.any():
-        audit.note(f"{several.sum()} videos have events of more than one category (first in row {several.argmax()}); "
-                   "mil_labels.h5 and an annotation name only one of them")
-    if args.setting == "both":
+        audit.notes.append(f"{several.sum()} videos have events of more than one category (first in row "
+                           f"{several.argmax()}); mil_labels.h5 and an annotation name only one of them")
+    if {"video_labels", "label_share"} <= files.keys():
         check_weak_labels(audit, files, labels, sizes)
     if annotations and len(annotations) == sizes.num_rows:
-        text, serious = other_than_annotated(files["labels"], labels, sizes.num_classes, annotations, several)
-        (audit.doubt if serious else audit.note)(*text)
+        check_annotations(audit, files["labels"], labels, annotations, several)
     if orders:
         print_splits(labels, orders, names or class_names(num_classes=sizes.num_classes))
     return orders
@@ -246,23 +211,20 @@ def check_folder(audit, args, given, labelled):
     path = args.annotations or args.data_dir / "Annotations.txt"
     files, zero_rows, odd_rows = scan_files(audit, args.data_dir, names, given, path)
     annotations = audit.attempt(read_annotations, path) if args.annotations or path.is_file() else None
-    for text in doubtful_categories(annotations or []):
-        audit.note(text)
-    whole = {*FEATURES, "labels"} & set(names) <= files.keys()
-    advice = rows_advice(files, [annotation.video_id for annotation in annotations or []], path)
-    sizes = audit.attempt(read_sizes, files, advice=shape_advice(files) + advice) if whole else None
+    audit.notes += doubtful_categories(annotations or [])
+    if not {*FEATURES, "labels"} & set(names) <= files.keys():
+        return
+    advice = rows_advice(files, annotations, path)
+    sizes = audit.attempt(read_sizes, files, advice=shape_advice(files) + advice)
     if sizes is None:
-        check_finite(audit, files, odd_rows, {})
         return
     if feature_attribute(files, "random_weights").any():
-        audit.note(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
-    audit.note(*channels_first(files, sizes))
+        audit.notes.append(f"{args.data_dir}: the features were made with --random_weights: they mean nothing")
+    audit.notes += channels_first(files, sizes)
     found = audit.attempt(names_and_ids, args.data_dir, args.annotations, sizes, advice=advice) or (None, None)
-    orders = {"the folder": range(sizes.num_rows)}
-    if labelled:
-        orders = check_labels(audit, args, files, sizes, annotations, *found)
-    check_finite(audit, files, odd_rows, orders)
-    check_videos(audit, files, zero_rows["visual"], orders)
+    every_row = {"the folder": range(sizes.num_rows)}
+    orders = check_labels(audit, files, sizes, annotations, *found) if labelled else every_row
+    check_features(audit, files, zero_rows, odd_rows, orders)
 
 
 def main():
@@ -280,13 +242,15 @@ def main():
     has_features = any(given[name] or (args.data_dir / AVE_FILES[name].names[0]).is_file() for name in FEATURES)
     labelled = has_labels(args.data_dir, given) or not has_features      # of an empty folder, all files are asked for
     check_folder(audit, args, given, labelled)
-    for title, found in (("Worth knowing:", audit.notes), ("Doubtful:", audit.doubts), ("Wrong:", audit.problems)):
-        if found:
+    for title, lines in (("Worth knowing:", audit.notes),
+                         ("Weak training needs --background_videos off, since:", audit.background),
+                         ("Doubtful:", audit.doubts), ("Wrong:", audit.problems)):
+        if lines:
             print("\n" + title)
-        for lines in dict.fromkeys(found):
-            text = "\n    ".join(lines)
-            print("  -", re.sub(r"[;,] 'python data/check\.py .*' says more", "", text))
-    what = f"trained on (fully{' and weakly' if args.setting == 'both' else ''} supervised{audit.weak_option})"
+        for line in dict.fromkeys(lines):
+            print("  -", re.sub(r"[;,] 'python data/check\.py .*' says more", "", line))
+    option = " with --background_videos off" if audit.background else ""
+    what = f"trained on (fully{' and weakly' if args.setting == 'both' else ''} supervised{option})"
     if not labelled:
         what = "labelled by a trained network (it has only features)"
     doubt = ", but see what is doubtful" if audit.doubts and not audit.problems else ""

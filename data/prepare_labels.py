@@ -18,28 +18,22 @@ from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_l
                    refuse_to_overwrite)
 
 
-def segment_labels(annotations, segments):
-    """One-hot labels [videos, T, C] float64, and the one-hot category of each video [videos, C] float32.
+def label_files(annotations, segments, background_videos=0):
+    """Arrays of the label files by file name, as published: right_labels.h5 [videos, T, C], the others [videos, C].
 
     Raises UserError, with the line's number, for an event that ends after the last segment.
     """
     names = class_names(annotations)
+    category = [class_index(names, annotation.category) for annotation in annotations]
     label = np.full((len(annotations), segments), len(names) - 1)
     for row, annotation in enumerate(annotations):
         if annotation.end > segments:
-            raise UserError(f"line {annotation.line} ({annotation.video_id}): the event ends at second "
+            raise UserError(f"--annotations, line {annotation.line} ({annotation.video_id}): the event ends at second "
                             f"{annotation.end}, but a video has {segments}; give --segments")
-        label[row, annotation.start:annotation.end] = class_index(names, annotation.category)
-    category = [class_index(names, annotation.category) for annotation in annotations]
-    return np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)[category]
-
-
-def label_files(annotations, segments, background_videos):
-    """Arrays of the label files by file name, as published."""
-    one_hot, category = segment_labels(annotations, segments)
-    background = np.eye(category.shape[1], dtype=np.float32)[-1:]
-    return {"right_labels.h5": one_hot, "prob_label.h5": one_hot.mean(axis=1), "mil_labels.h5": category,
-            "labels_noisy.h5": background.repeat(background_videos, axis=0)}
+        label[row, annotation.start:annotation.end] = category[row]
+    segment_labels, one_hot = np.eye(len(names))[label], np.eye(len(names), dtype=np.float32)
+    return {"right_labels.h5": segment_labels, "prob_label.h5": segment_labels.mean(axis=1),
+            "mil_labels.h5": one_hot[category], "labels_noisy.h5": one_hot[[-1] * background_videos]}
 
 
 def doubtful_categories(annotations):
@@ -69,10 +63,7 @@ def main():
     args = parser.parse_args()
 
     annotations = read_annotations(args.annotations)
-    try:
-        files = label_files(annotations, args.segments, args.background_videos)
-    except UserError as error:
-        raise UserError(f"{args.annotations}: {error}") from error
+    files = label_files(annotations, args.segments, args.background_videos)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     refuse_to_overwrite([args.output_dir / name for name in files], args.overwrite)
     for name, array in files.items():
@@ -81,10 +72,6 @@ def main():
 
     names = class_names(annotations)
     print(f"{len(names)} classes:", *(f"{number:>4}  {name}" for number, name in enumerate(names)), sep="\n")
-    found = len({annotation.category for annotation in annotations} & set(names[:-1]))
-    if found < len(names) - 1:
-        print(f"note: all categories are AVE's, but only {found} of its {len(names) - 1} occur; the labels still have "
-              f"AVE's {len(names)} classes")
     for note in doubtful_categories(annotations):
         print(f"note: {note}")
     for row, annotation in enumerate(annotations):
