@@ -12,18 +12,13 @@ visual channels). Categories belong to families, which share a hum and a strong 
   when the source of c is silent. It is never seen.
 - Correlated noise: textures, the same in all videos, whose strength changes slowly over the seconds and over the map.
 
-So neither modality alone tells an event: two categories are heard, and the categories of a family look much alike. The
-picture tells which of the two families is seen; the category must come from the segments in which its sound is clear.
-Background videos (for weak training) show one source and contain the sounds of another.
+So neither modality alone tells an event: two categories are heard, and the categories of a family look much alike.
+Background videos (for weak training) show one source and contain the sounds of another. Zeros, mean, spread, tail and
+correlations are close to real features: of 178 background videos for sound, and of a single clip for the picture.
 
-Zeros, mean, spread, tail and correlations are close to real features: 178 background videos for sound, and a single
-clip for the picture. No more real features were available.
-
-Also written: Annotations.txt, and true_cells.h5 (videos, segments, height, width) with a 1 if the source of c is seen
-in the cell, even if it is silent.
+Also written: Annotations.txt, and true_cells.h5 [videos, segments, height, width], 1 where the source of c is seen.
 """
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +32,7 @@ from model.class_names import AVE_CLASSES, Annotation, read_annotations  # noqa:
 from utils import (OptionParser, add_overwrite_option, bounded, one_line_errors, progress_bar,  # noqa: E402
                    refuse_to_overwrite, write_atomically)
 
-# As in AVE, the event fills this share of the videos. In the others it lasts 1 .. T-1 segments, uniformly.
-SHARE_OF_FULL_VIDEOS = 0.664
-
+SHARE_OF_FULL_VIDEOS = 0.664       # as in AVE; in the others the event lasts 1 .. T-1 segments, uniformly
 CHANNELS_OF_A_PATTERN = 0.12       # share of the channels that make a pattern
 MISSING_IN_A_VARIANT = 0.1         # share of a pattern's channels that a video lacks
 FAMILIES = 7                       # category i belongs to family i % 7
@@ -119,10 +112,9 @@ class World:
         return pattern * kept * generator.uniform(0.5, 1.5, pattern.shape)
 
     def video(self, kind, row, category=None, event=None):
-        """(audio [T, Da], visual [T, h, w, Dv], true cells [T, h, w]) of one video, float32.
+        """(audio [T, Da], visual [T, h, w, Dv], true cells [T, h, w]) of one video; it depends on no other video.
 
-        kind: 1, with the event of `category` in the segments where `event` [T] is true; or 2, a background video. Each
-        (kind, row) draws from a generator of its own, so a video does not depend on those before it.
+        kind: 1, with the event of `category` in the segments where `event` [T] is true; or 2, a background video.
         """
         generator = np.random.default_rng([self.seed, kind, row])
         if kind == 1:
@@ -170,30 +162,24 @@ def own_annotations(generator, videos, categories, segments):
 
 
 def write_features(args, suffix, videos, make_video):
-    """Streams the audio, visual features and cells of make_video(row) to HDF5 files; with a suffix, no cells."""
-    cells = videos, args.segments, args.map_size, args.map_size
-    layouts = [(f"audio_feature{suffix}.h5", (videos, args.segments, args.audio_dim), args.dtype),
-               (f"visual_feature{suffix}.h5", (*cells, args.visual_dim), args.dtype)]
-    if not suffix:
-        layouts.append(("true_cells.h5", cells, "uint8"))
-    with ExitStack() as stack:
-        outputs = [stack.enter_context(new_h5(args.output_dir / name, *layout)) for name, *layout in layouts]
+    """Streams the features of make_video(row) to HDF5 files. The true cells of all videos, uint8 [videos, T, h, w]."""
+    shape = videos, args.segments
+    cells = np.empty((*shape, args.map_size, args.map_size), np.uint8)
+    with new_h5(args.output_dir / f"audio_feature{suffix}.h5", (*shape, args.audio_dim), args.dtype) as audio, \
+         new_h5(args.output_dir / f"visual_feature{suffix}.h5", (*cells.shape, args.visual_dim), args.dtype) as visual:
         for row in progress_bar(iterable=range(videos), desc=f"writing visual_feature{suffix}.h5", unit="video"):
-            for output, value in zip(outputs, make_video(row)):
-                output[row] = value
+            audio[row], visual[row], cells[row] = make_video(row)
+    return cells
 
 
 def options():
     parser = OptionParser(__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("data/synthetic"), metavar="DIR", help="(default: %(default)s)")
-    add("--difficulty", type=bounded(float, 0, 1), default=0.5,
-        help="0: sounds and looks twice as strong, 1: nothing but clutter (default: %(default)s)")
+    add("--difficulty", type=bounded(float, 0, 1), default=0.5, help="0: easy, 1: only clutter (default: %(default)s)")
     add("--seed", type=bounded(int, 0), default=0, help="(default: %(default)s)")
-    for split, fewest, videos, of_ave in (("train", 1, 800, 3339), ("val", 1, 100, 402), ("test", 1, 100, 402),
-                                          ("background", 0, 42, 178)):
-        add(f"--{split}", type=bounded(int, fewest, 10**6), default=videos, metavar="N",
-            help=f"{split} videos (AVE has {of_ave}; default: %(default)s)")
+    for split, fewest, videos in (("train", 1, 800), ("val", 1, 100), ("test", 1, 100), ("background", 0, 42)):
+        add(f"--{split}", type=bounded(int, fewest, 10**6), default=videos, help="videos (default: %(default)s)")
     add("--annotations", type=Path, metavar="FILE", help="take the labels from this file (with --orders)")
     add("--orders", type=Path, metavar="DIR", help="take the splits from the order files in this folder")
     add("--categories", type=bounded(int, 1, 1000), default=28, help="(default: %(default)s)")
@@ -201,8 +187,7 @@ def options():
     add("--audio_dim", type=bounded(int, 1, 100000), default=128, help="(default: %(default)s)")
     add("--map_size", type=bounded(int, 1, 100), default=7, help="height and width of the map (default: %(default)s)")
     add("--visual_dim", type=bounded(int, 1, 100000), default=512, help="(default: %(default)s)")
-    add("--dtype", choices=["float64", "float32", "float16"], default="float64",
-        help="of the features; the published ones are (default: %(default)s)")
+    add("--dtype", choices=["float64", "float32", "float16"], default="float64", help="(default: %(default)s)")
     add_overwrite_option(parser)
     args = parser.parse_args()
     if (args.annotations is None) != (args.orders is None):
@@ -239,12 +224,10 @@ def main():
 
     world = World(args.seed, one_hot.shape[-1] - 1, args.segments, args.audio_dim, args.map_size, args.visual_dim,
                   args.difficulty)
-    write_features(args, "", len(annotations), lambda row: world.video(1, row, category[row], event[row]))
+    cells = write_features(args, "", len(annotations), lambda row: world.video(1, row, category[row], event[row]))
+    write_h5(args.output_dir / "true_cells.h5", cells)
     write_features(args, "_noisy", args.background, lambda row: world.video(2, row))
-
-    split_sizes = ", ".join(f"{split} {len(rows)}" for split, rows in zip(SPLITS, orders))
-    print(f"{args.output_dir}: {len(annotations)} videos ({split_sizes}) and {args.background} background videos; "
-          f"{100 * event.mean():.1f} % event segments; in {100 * event.all(axis=1).mean():.1f} % of the videos all are")
+    print(f"{args.output_dir}: {len(annotations)} videos, and {args.background} background videos")
 
 
 if __name__ == "__main__":
