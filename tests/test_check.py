@@ -83,6 +83,7 @@ FOUND = {
                         r"\naudio_feature.h5 .* 1\n"),
     "background videos that do not fit": (0, change("audio_feature_noisy.h5", lambda a: a[..., 1:]),
                                           "audio_feature_noisy.h5: has shape .* must have"),
+    "NaN in background videos": (0, change("audio_feature_noisy.h5", lambda a: a * np.nan), "5 rows hold NaN"),
     "no background videos": (0, lambda folder: (folder / "visual_feature_noisy.h5").unlink(), "_noisy.h5: missing"),
 }
 

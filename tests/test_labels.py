@@ -15,10 +15,9 @@ def test_label_files_worked_by_hand(quick_script, tmp_path):
     done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "a.txt", "--output_dir", tmp_path / "out",
                         "--segments", 4, "--background_videos", 2)
     found = {path.name: read(path).tolist() for path in (tmp_path / "out").iterdir()}
-    right = np.eye(3)[[[0, 0, 0, 0], [2, 1, 1, 2], [2, 2, 2, 2], [2, 2, 2, 2]]]
-    assert found == {"right_labels.h5": right.tolist(), "labels_noisy.h5": [[0, 0, 1]] * 2,
+    assert found == {"right_labels.h5": np.eye(3)[[[0, 0, 0, 0], [2, 1, 1, 2], [2, 2, 2, 2], [2, 2, 2, 2]]].tolist(),
                      "prob_label.h5": [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]],
-                     "mil_labels.h5": [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]}
+                     "mil_labels.h5": [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], "labels_noisy.h5": [[0, 0, 1]] * 2}
     assert "line 4 (video row 2, id2)" in done.stdout
     assert "3 classes:\n   0  cat\n   1  Bark\n   2  background\n" in done.stdout
 
@@ -77,6 +76,7 @@ def test_features_alone_must_have_a_line_for_each_row(audit, tiny_folder, bare_f
     (bare_folder / name).write_text(text + text.splitlines()[0] + "\n")
     code, out = audit(bare_folder)
     assert code == 2 and f"{name}: has 41 lines, but the data has 40 rows" in out
+    assert ("has 41 lines for 40 videos, since" in out) == (name == "Annotations.txt")
 
 
 def test_features_of_each_video_do_not_fit_labels_of_each_line(audit, data_folder):  # noqa: F811

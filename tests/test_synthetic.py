@@ -39,10 +39,11 @@ def test_labels_have_the_statistics_of_AVE():
     assert len({annotation.category for annotation in annotations}) == 28
 
 
-def test_another_seed_writes_other_bytes(quick_script, tiny_folder, tmp_path):
-    quick_script("data/synthetic.py", "--output_dir", tmp_path, *TINY, "--seed", 1)
-    for name in ("audio_feature.h5", "visual_feature.h5", "right_labels.h5", "train_order.h5", "true_cells.h5"):
-        assert (tmp_path / name).read_bytes() != (tiny_folder / name).read_bytes()
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(quick_script, tiny_folder, tmp_path):
+    for seed, same in ((0, True), (1, False)):
+        quick_script("data/synthetic.py", "--output_dir", tmp_path, *TINY, "--seed", seed, "--overwrite")
+        for name in ("audio_feature.h5", "visual_feature.h5", "right_labels.h5", "train_order.h5", "true_cells.h5"):
+            assert ((tmp_path / name).read_bytes() == (tiny_folder / name).read_bytes()) == same
 
 
 def test_only_hearing_and_seeing_tells_an_event():
@@ -88,7 +89,7 @@ def test_the_default_set_is_like_real_features(quick_script, tmp_path):
         found = [(features == 0).mean(), features.mean(), features.std(), correlation(features[::7])]
         if name == "visual":
             found.append(correlation(features[::7, ::3, 2].reshape(-1, 7, 512)))
-        assert found == pytest.approx(real, rel=0.35), name
+        assert found == pytest.approx(real, rel=0.2), name
 
 
 def test_each_row_holds_the_video_of_its_labels(tiny_folder):
