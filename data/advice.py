@@ -26,8 +26,8 @@ def write_command(path, name, array="a", read=None):
     """
     key = quoted(AVE_FILES[name].key)
     new = path.with_name(f"{path.stem}_new.h5") if path.exists() else path
-    program = (f"import h5py, numpy; {read or f'a = h5py.File({quoted(path)})[{key}][:]'}; "
-               f'h5py.File({quoted(new)}, "x")[{key}] = {array}')
+    read = read or f"a = h5py.File({quoted(path)})[{key}][:]"
+    program = f'import h5py, numpy; {read}; h5py.File({quoted(new)}, "x")[{key}] = {array}'
     return f"write {new}, and use it: python -c {shlex.quote(program)}"
 
 

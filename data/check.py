@@ -28,7 +28,7 @@ from utils import OptionParser, UserError, one_line_errors, progress_bar  # noqa
 
 
 class Audit:
-    """Lines: what training refuses (`background`: what weak training does of background videos) or should; notes."""
+    """Lines on what training refuses (of background videos: `background`), on what it takes but should not; notes."""
 
     def __init__(self):
         self.problems, self.background, self.doubts, self.notes = [], [], [], []
@@ -71,7 +71,7 @@ def scan(path, name):
 
 
 def scan_files(audit, data_dir, names, given, annotations):
-    """Prints the table. ({name: path}, {name: rows of zeros}, {name: rows not finite}) of the files one can read."""
+    """Prints the table. ({name: path}, {name: rows of zeros}, {name: rows not finite}) of the usable files."""
     files, zero_rows, odd_rows = {}, {}, {}
     table = [("file", "shape", "dtype", "MB", "range", "rows not finite")]
     for name in names:
@@ -165,7 +165,7 @@ def print_splits(labels, orders, names):
 
 
 def check_annotations(audit, path, labels, annotations, several):
-    """Do the labels [videos, T] agree with the annotations? Each of them names one event; several [videos]: not so."""
+    """Do labels [videos, T] fit the annotations? A line names one event, so those with `several` are left out."""
     try:
         expected = label_files(annotations, labels.shape[1])["right_labels.h5"].argmax(axis=2)
     except UserError as error:      # training reads the names alone
