@@ -12,8 +12,8 @@ PyAV (which brings ffmpeg) decodes, OpenCV resizes, resampy resamples. N is the 
 """
 import os
 import re
+from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ LATE = 0.1                # seconds after which a note says that a stream begins
 ROUNDING = 0.0011         # seconds that a file's clock may be wrong, as .mkv has whole milliseconds
 BACK, JUMP = 0.1, 10      # seconds that the clock may go back or forth between two frames (ffmpeg has these limits)
 CLOCK_MAY_JUMP = 0x200    # flag of such formats, AVFMT_TS_DISCONT
-HDR = {16: "smpte2084", 18: "arib-std-b67"}      # transfer functions
+HDR = (16, 18)            # transfer functions, smpte2084 and arib-std-b67
 SOUND_SUFFIXES = (".wav", ".m4a", ".mp3", ".aac", ".flac", ".ogg", ".opus")
 
 
@@ -54,12 +54,6 @@ class Clip(NamedTuple):
     notes: list            # warnings: no sound; damaged, filled or late parts
 
 
-def require_packages():
-    """Raises UserError if a Python package that reads videos is missing."""
-    if MISSING:
-        raise UserError(f"{MISSING}; pip install {PACKAGES}")
-
-
 def natural_order(path):
     """Sort key of a path: its name, with numbers that count as numbers (clip2.mp4 before clip10.mp4)."""
     parts = re.split("([0-9]+)", path.name)      # text and digits in turn
@@ -68,14 +62,16 @@ def natural_order(path):
 
 def read_clip(path, segments=10, pad=False):
     """The Clip of a video file. Raises VideoError if it cannot be used, UserError if a Python package is missing."""
-    require_packages()
-    path = Path(path)
-    frames, notes_on_frames = read_frames(path, segments, pad)
+    if MISSING:
+        raise UserError(f"{MISSING}; pip install {PACKAGES}")
+    frames, notes = read_frames(path, segments, pad)
     sound, rate, notes_on_sound = read_sound(path, segments, pad)
-    same_name = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
-    if sound is None and same_name:
-        notes_on_sound.append(f"{path.stem}{same_name[0]} is not used; join both in one file to use it")
-    return Clip(frames, sound, rate, notes_on_frames + notes_on_sound)
+    notes += notes_on_sound
+    beside = [suffix for suffix in SOUND_SUFFIXES if os.path.isfile(path.with_suffix(suffix))]
+    if sound is None and beside:
+        notes.append(f"{path.stem}{beside[0]} is not used; join both in one file to use it")
+    counted = [f"{note} ({count} times)" if count > 1 else note for note, count in Counter(notes).items()]
+    return Clip(frames, sound, rate, counted)
 
 
 # -------------------------------------------------------------------------------------------- frames
@@ -91,7 +87,8 @@ def frame_numbers(count, segments=10):
 
 def read_frames(path, segments=10, pad=False):
     """(frames uint8 [segments, 16, 224, 224, 3] RGB, notes). Raises VideoError as read_clip."""
-    times, duration, rate, end, notes = _frame_times(path, segments)
+    times, duration, rate, notes = _frame_times(path, segments)
+    fill = 0      # frames that are missing at the end
     if times[-1] >= segments + TOLERANCE:
         times, seconds = times[times < segments], segments
     else:
@@ -99,24 +96,24 @@ def read_frames(path, segments=10, pad=False):
         seconds = min(seconds, max(times[-1], segments))      # the last picture may stay for long
     if seconds < segments - TOLERANCE:
         if not pad:
-            raise VideoError(f"lasts {seconds:.1f} s{end}, {segments} are needed (--pad fills up, or fewer --segments)")
+            lasts = f"lasts {seconds:.1f} s, {segments} are needed (--pad fills up, or fewer --segments)"
+            raise VideoError("; ".join([lasts, *dict.fromkeys(notes)]))
         notes.append(f"the last frame fills {segments - seconds:.1f} s")
+        fill = round((segments - seconds) * len(times) / seconds)
     step = times[-1] / max(1, len(times) - 1)
     uneven = np.abs(times - np.linspace(0, times[-1], len(times))).max()
     if uneven <= step / 2 and seconds - times[-1] <= step + TOLERANCE:      # as good as evenly spread
-        fill = round((segments - seconds) * len(times) / seconds) if seconds < segments - TOLERANCE else 0
         chosen = np.minimum(frame_numbers(len(times) + fill, segments), len(times) - 1)
     else:
         chosen = pictures_at_constant_rate(times, max(1, round(max(rate, len(times) / seconds))), segments)
 
     # A second reading keeps only the chosen pictures in memory.
     frames = np.empty((*chosen.shape, SIZE, SIZE, 3), np.uint8)
-    wanted, last = set(chosen.flat), chosen.max()
-    with _open(path, "video") as (container, stream):
-        for number, frame in enumerate(_frames(container, stream, [])):
-            if number in wanted:
-                frames[chosen == number] = _picture(frame)
-            if number == last:
+    with _open(path, "video") as stream:
+        for number, frame in enumerate(_frames(stream, [])):
+            if number in chosen:
+                frames[chosen == number] = picture_of(frame)
+            if number == chosen.max():
                 return frames, notes
     raise VideoError("has changed while it was read")
 
@@ -128,54 +125,39 @@ def pictures_at_constant_rate(times, rate, segments=10):
 
 
 def _frame_times(path, segments):
-    """(times from 0 to the first frame that is too late, duration of the last, rate, why it ends early, notes)."""
-    times, damaged, closed, end = [], [], 0, ""
-    with _open(path, "video") as (container, stream):
-        if stream is None:
-            raise VideoError("has no picture")
-        rate = float(stream.guessed_rate or stream.average_rate or 25)
-        shift = duration = 0.0      # shift: seconds added to the clock of the file
-        for frame in _frames(container, stream, damaged):
+    """(times from 0 to the first frame that is too late, duration of the last or 0, rate, notes)."""
+    times, duration, notes = [], 0.0, []
+    with _open(path, "video") as stream:
+        for frame in _frames(stream, notes):
             if not times:
-                start, hdr = frame.time, HDR.get(int(frame.color_trc))
-                shift = -(start or 0.0)
+                rate = float(stream.guessed_rate or stream.average_rate or 25)
+                shift = -(frame.time or 0.0)      # seconds added to the clock of the file
+                if int(frame.color_trc) in HDR:
+                    notes.append("the picture is HDR; its colours are used as they are stored, mostly too pale")
             before, following = (times[-1], times[-1] + 1 / rate) if times else (0.0, 0.0)
             time = following if frame.time is None else frame.time + shift
-            if time > before + JUMP and not container.format.flags & CLOCK_MAY_JUMP:
-                end = " until its clock jumps"
+            if time > before + JUMP and not stream.container.format.flags & CLOCK_MAY_JUMP:
+                notes.append(f"the times of the picture jump by more than {JUMP} s; it is used up to there")
+                duration = 0.0      # which reaches to the next picture in some formats
                 break
             if not before - BACK <= time <= before + JUMP:
+                notes.append("a jump of the times of the picture is closed")
                 shift += following - time
                 time = following
-                closed += 1
             times.append(max(time, before))
             if times[-1] >= segments + TOLERANCE:
                 break
             duration = float((frame.duration or 0) * (frame.time_base or 0))
-        if not times:
-            raise VideoError("has no picture that can be decoded")
-        notes = _notes(container, "picture", damaged, start)
-    if end:
-        notes.append(f"the times of the picture jump by more than {JUMP} s; it is used up to there")
-        duration = 0.0      # which reaches to the next picture in some formats
-    if closed:
-        notes.append(f"{closed} jump{'s' * (closed > 1)} of the times of the picture closed")
-    if hdr:
-        notes.append(f"the picture is HDR ({hdr}); its colours are used as they are stored, mostly too pale")
-    return np.array(times), duration, rate, end, notes
+    if not times:
+        raise VideoError("has no picture that can be decoded")
+    return np.array(times), duration, rate, notes
 
 
-def _picture(frame):
-    """A decoded frame as a player shows it, resized: uint8 [224, 224, 3] RGB."""
-    with _reading():
-        picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")      # which is about the chroma
+def picture_of(frame):
+    """uint8 [224, 224, 3] RGB: a frame as a player shows it, resized bilinearly without antialiasing, and squeezed."""
+    picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")      # which is about the chroma
     if frame.rotation % 90 == 0:
         picture = np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
-    return resize(picture)
-
-
-def resize(picture):
-    """uint8 [height, width, 3] -> [224, 224, 3], bilinear without antialiasing; the aspect ratio is not kept."""
     return cv2.resize(picture, (SIZE, SIZE))
 
 
@@ -183,27 +165,24 @@ def resize(picture):
 
 def read_sound(path, segments=10, pad=False):
     """(int16 [segments * rate, channels] or None without sound, rate, notes). Raises VideoError as read_clip."""
-    blocks, samples, kind, damaged = [], 0, None, []
-    with _open(path, "audio") as (container, stream):
-        for frame in _frames(container, stream, damaged) if stream else []:
+    blocks, samples, kind, notes = [], 0, None, []
+    with _open(path, "audio") as stream:
+        for frame in _frames(stream, notes):
             if kind is None:
-                layout, rate, start = frame.layout, frame.sample_rate, frame.time
+                layout, rate = frame.layout, frame.sample_rate
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):      # it may change on the way
                 kind = frame.format.name, frame.layout.name, frame.sample_rate
                 resampler = av.AudioResampler("s16", layout, rate)
             frame.pts = None      # samples are counted as decoded
-            with _reading():
-                parts = resampler.resample(frame)
-            for part in parts:
+            for part in resampler.resample(frame):
                 blocks.append(part.to_ndarray().reshape(-1, len(layout.channels)))
                 samples += len(blocks[-1])
             if samples >= segments * rate:
                 break
-        if samples == 0:
-            if damaged:
-                raise VideoError("has sound that cannot be decoded")
-            return None, 0, ["no sound: its audio features are zeros"]
-        notes = _notes(container, "sound", damaged, start)
+    if samples == 0:
+        if notes:
+            raise VideoError("has sound that cannot be decoded")
+        return None, 0, ["no sound: its audio features are zeros"]
     sound = np.concatenate(blocks)[:segments * rate]
     missing = segments - len(sound) / rate
     if missing > TOLERANCE:
@@ -216,7 +195,7 @@ def read_sound(path, segments=10, pad=False):
 def log_mel_patches(samples, rate, seconds):
     """int16 [at least seconds * rate, channels] at `rate` Hz -> float64 [seconds, 96, 64], a patch for each second.
 
-    As for the AVE features, each second is cut out first. Then its channels are averaged, then it is resampled. Other
+    As for the AVE features, each second is cut out first, then averaged over the channels, then resampled. Other
     versions of resampy than 0.4.3 give other numbers.
     """
     patches = []
@@ -230,54 +209,38 @@ def log_mel_patches(samples, rate, seconds):
 
 @contextmanager
 def _open(path, kind):
-    """(container, its best stream of the kind or None). Raises VideoError if it cannot be read."""
-    with _reading():
-        # A name is a name, though it may look like an address; nothing is fetched; tags may be in any encoding.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    with container:
-        stream = container.streams.best(kind)
-        if stream is not None:
-            if stream.codec_context is None:
-                raise VideoError(f"has {kind} of a kind that cannot be decoded here")
-            stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
-        yield container, stream
-
-
-@contextmanager
-def _reading():
-    """Around a single call of PyAV: turns any error into a VideoError."""
+    """The best stream of the kind, or None. Any error here or in the body is a VideoError: other files may do."""
     try:
-        yield
+        # A name is a name, though it may look like an address; nothing is fetched; tags may be in any encoding.
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+            stream = container.streams.best(kind)
+            if stream and stream.codec_context:
+                stream.codec_context.thread_count = 1      # the same frames each time, of damaged files too
+            yield stream
     except Exception as error:
         reason = one_line(getattr(error, "strerror", None) or error)
         raise VideoError(f"cannot be read as a video ({reason})") from error
 
 
-def _frames(container, stream, damaged):
-    """Frames as they are decoded. What cannot be decoded is skipped, and its error is put into `damaged`."""
-    packets = container.demux(stream)
-    packet = True
+def _frames(stream, notes):
+    """Frames as they are decoded. What cannot be decoded is skipped; notes tell of it, and of a late first frame."""
+    if stream is None:
+        return
+    what = {"video": "picture", "audio": "sound"}[stream.type]
+    packets = stream.container.demux(stream)
+    packet = first = True
     while packet is not None:
+        frames = []
         try:
             packet = next(packets, None)      # None empties the decoder
-        except Exception as error:      # the rest of the file cannot be read
-            damaged.append(error)
-            packet = None
-        try:
-            yield from stream.decode(packet)
+            frames = stream.decode(packet)
         except av.EOFError:      # it was empty already
             pass
-        except Exception as error:
-            damaged.append(error)
-
-
-def _notes(container, what, damaged, start):
-    """Notes on damaged parts, and on a picture or a sound whose first frame, at `start` seconds, comes late."""
-    notes = []
-    if damaged:
-        notes.append(f"{len(damaged)} damaged part{'s' * (len(damaged) > 1)} of the {what} skipped")
-    if None not in (start, container.start_time):
-        late = start - container.start_time / av.time_base
-        if late > LATE:
-            notes.append(f"the {what} begins {late:.1f} s after the file does; its seconds count from its own start")
-    return notes
+        except Exception:
+            notes.append(f"a damaged part of the {what} is skipped")
+        for frame in frames:
+            late = (frame.time or 0) - (stream.container.start_time or 0) / av.time_base
+            if first and late > LATE:
+                notes.append(f"the {what} begins {late:.1f} s after the file does; its seconds count from there")
+            first = False
+            yield frame

@@ -19,20 +19,14 @@ from utils import UserError
 class WeightsFile(NamedTuple):
     what: str          # description for messages
     default: Path      # where it is looked for
-    source: str
-    megabytes: int
     algorithm: str     # of the digest
     digest: str        # hexadecimal; its first digits if no more are published
 
 
 VGG19_WEIGHTS = WeightsFile(
     "Keras' VGG-19 without its top layers", Path("model/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
-    "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    80, "md5", "253f8cb515780f3b799900260a226db6")
-VGGISH_WEIGHTS = WeightsFile(
-    "torchvggish's state dict", Path("model/vggish-10086976.pth"),
-    "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth", 289, "sha256", "10086976")
+    "md5", "253f8cb515780f3b799900260a226db6")
+VGGISH_WEIGHTS = WeightsFile("torchvggish's state dict", Path("model/vggish-10086976.pth"), "sha256", "10086976")
 
 # Width and number of the convolutions in each block.
 VGG19_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
@@ -120,18 +114,8 @@ def random_networks():
     return networks
 
 
-def load_networks(vgg19_path, vggish_path):
-    """(VGG19, VGGish) with the published weights. Raises UserError if a file is missing or is not the published one."""
-    missing = [f"{path} ({file.what}, {file.megabytes} MB, from {file.source})" for file, path in
-               ((VGG19_WEIGHTS, vgg19_path), (VGGISH_WEIGHTS, vggish_path)) if not path.is_file()]
-    if missing:
-        raise UserError(f"weights not found: {', '.join(missing)}; put them there, or name them with --vgg19_weights "
-                        "and --vggish_weights; to try it without them: --random_weights (the features mean nothing)")
-    return load_vgg19(vgg19_path), load_vggish(vggish_path)
-
-
 def load_vgg19(path):
-    """VGG19 with the weights of Keras' file. Raises UserError if it is another file."""
+    """VGG19 with the weights of Keras' file. Raises UserError if it is missing or another file."""
     check_digest(path, VGG19_WEIGHTS)
     network = VGG19()
     layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
@@ -148,7 +132,7 @@ def load_vgg19(path):
 
 
 def load_vggish(path):
-    """VGGish with torchvggish's weights. Raises UserError if it is another file."""
+    """VGGish with torchvggish's weights. Raises UserError if it is missing or another file."""
     check_digest(path, VGGISH_WEIGHTS)
     network = VGGish()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -157,7 +141,10 @@ def load_vggish(path):
 
 def check_digest(path, file):
     """Raises UserError unless the content of `path` has the digest of the published file."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found; data/README.md says where to download {file.what}; to try it without: "
+                        "--random_weights (the features mean nothing)")
     with open(path, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False)).hexdigest()
     if not digest.startswith(file.digest):
-        raise UserError(f"{path}: is not {file.what} (by its {file.algorithm}); download it again from {file.source}")
+        raise UserError(f"{path}: is not {file.what} (by its {file.algorithm}); download it as in data/README.md")
