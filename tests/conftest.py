@@ -27,12 +27,10 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 
 TINY = ("--train 24 --val 9 --test 7 --background 5 --categories 4 --segments 6 --audio_dim 12 --map_size 3 "
         "--visual_dim 20 --difficulty 0").split()
-
-PROCESSORS = f": {torch.cuda.get_device_name()}\n" if torch.cuda.is_available() else Path("/proc/cpuinfo").read_text()
-
+SHORT = "--train --nb_epoch 4 --check_epoch 2 --batch_size 12".split()
 MAIN = {"fully": "fully_supervised_main.py", "weakly": "weakly_supervised_main.py"}
 RELEASED = "model/released_training.py"
-QUIRKS = {"fully": ("released_order", "stale_avps", "initial_weights"), "weakly": ("fixed_batches", "initial_weights")}
+QUIRKS = {"fully": "released_order,stale_avps,initial_weights", "weakly": "fixed_batches,initial_weights"}
 
 
 def published_key(path):
@@ -67,8 +65,7 @@ def with_value(array, position, value):
 
 def close(actual, expected, tolerance=1e-8):
     """Asserts agreement relative to the norm of what is expected."""
-    actual = actual.detach().numpy() if torch.is_tensor(actual) else np.asarray(actual)
-    expected = np.asarray(expected)
+    actual, expected = torch.as_tensor(actual).detach().numpy(), np.asarray(expected)
     assert actual.shape == expected.shape
     assert np.linalg.norm(actual - expected) <= tolerance * max(np.linalg.norm(expected), 1e-12)
 
@@ -144,15 +141,10 @@ def bare_folder(tiny_folder, tmp_path):
 
 @pytest.fixture
 def train(tiny_folder, tmp_path):
-    """Trains in this process for four epochs, into tmp_path; options that are given take precedence.
-
-    With --quirks, by model/released_training.py; '--quirks all' has all of the setting.
-    """
+    """Trains for four epochs, into tmp_path; options that are given take precedence. Quirks have their own script."""
     def run(setting, *options, code=0):
         script = (RELEASED, "--setting", setting) if "--quirks" in options else (MAIN[setting],)
-        options = [",".join(QUIRKS[setting]) if option == "all" else option for option in options]
-        return run_quickly(*script, "--train", "--nb_epoch", 4, "--check_epoch", 2, "--batch_size", 12,
-                           "--data_dir", tiny_folder, "--output_dir", tmp_path, *options, code=code)
+        return run_quickly(*script, *SHORT, "--data_dir", tiny_folder, "--output_dir", tmp_path, *options, code=code)
     return run
 
 
@@ -160,8 +152,8 @@ def train(tiny_folder, tmp_path):
 def trained(request, tiny_folder, tmp_path_factory):
     """(setting, output folder, what was printed) of a run of eight epochs; not to be changed."""
     folder = tmp_path_factory.mktemp(request.param)
-    done = run_quickly(MAIN[request.param], "--train", "--nb_epoch", 8, "--check_epoch", 2, "--save_epoch", 3,
-                       "--batch_size", 12, "--data_dir", tiny_folder, "--output_dir", folder)
+    done = run_quickly(MAIN[request.param], *SHORT, "--nb_epoch", 8, "--save_epoch", 3, "--data_dir", tiny_folder,
+                       "--output_dir", folder)
     return request.param, folder, done.stdout
 
 
@@ -181,9 +173,8 @@ def assert_same_run(folder, other, setting):
     """Both folders hold the same log, and the same weights in checkpoint and state, bit for bit."""
     assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()
     for name in (f"PSP_{setting}.pt", f"PSP_{setting}_state.pt"):
-        one, two = (torch.load(place / name, weights_only=True, map_location="cpu")["weights"]
-                    for place in (folder, other))
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+        weights = (torch.load(place / name, weights_only=True, map_location="cpu")["weights"] for place in (folder, other))
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from conftest import MAIN, accuracy_line, assert_same_run, read_log, rewrite
+from conftest import MAIN, QUIRKS, accuracy_line, assert_same_run, read_log, rewrite
 from model.feature_networks import convolutions
 from pretended_gpu import pretended_gpu
 
@@ -61,7 +61,7 @@ def test_the_bits_are_the_same_wherever_the_features_are(gpu_train, quick_script
 
 
 @pytest.mark.parametrize("setting, options", [
-    ("fully", ("--quirks", "all")), ("weakly", ("--quirks", "all", "--features", "memory")),
+    ("fully", ("--quirks", QUIRKS["fully"])), ("weakly", ("--quirks", QUIRKS["weakly"], "--features", "memory")),
     ("fully", ("--precision", "fp64", "--features", "disk", "--modality", "audio"))], ids=["fully", "weakly", "fp64"])
 def test_a_stopped_run_continues_with_the_random_numbers_of_the_gpu(gpu_train, tmp_path, monkeypatch, setting, options):
     options += ("--check_epoch", 9)
