@@ -173,8 +173,8 @@ def assert_same_run(folder, other, setting):
     """Both folders hold the same log, and the same weights in checkpoint and state, bit for bit."""
     assert (folder / f"PSP_{setting}.jsonl").read_bytes() == (other / f"PSP_{setting}.jsonl").read_bytes()
     for name in (f"PSP_{setting}.pt", f"PSP_{setting}_state.pt"):
-        weights = (torch.load(place / name, weights_only=True, map_location="cpu")["weights"] for place in (folder, other))
-        torch.testing.assert_close(*weights, rtol=0, atol=0)
+        states = (torch.load(place / name, weights_only=True, map_location="cpu") for place in (folder, other))
+        torch.testing.assert_close(*(state["weights"] for state in states), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="session")

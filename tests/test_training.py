@@ -8,21 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
-from conftest import (MAIN, QUIRKS, ROOT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
+from conftest import (MAIN, QUIRKS, ROOT, SHORT, accuracy_line, assert_same_run, evaluate_run, read, read_log, rewrite,
                       set_attributes)
 from dataset import TrainingBatches
 from model.checkpoint import load_checkpoint
-from model.evaluate import predict, train_seeds
+from model.evaluate import predict
 from model.metrics import bootstrap_interval
 from utils import UserError
 
@@ -63,31 +61,22 @@ def test_another_seed_gives_another_run(trained, train, tmp_path):
     assert read_log(tmp_path, setting)[1][0]["loss"] != read_log(folder, setting)[1][0]["loss"]
 
 
-@pytest.mark.parametrize("setting, milestones", [("fully", (60, 120)), ("weakly", (80, 160))])
-def test_the_learning_rate_falls_after_the_epochs_of_the_paper(train, data_folder, tmp_path, setting, milestones):
+@pytest.mark.parametrize("setting, first, second", [("fully", 60, 120), ("weakly", 80, 160)])
+def test_the_learning_rate_falls_after_the_epochs_of_the_paper(train, data_folder, tmp_path, setting, first, second):
     rewrite(data_folder / "train_order.h5", np.array([3]))
     more = ("--background_videos", "off") if setting == "weakly" else ()
     train(setting, "--nb_epoch", 162, "--check_epoch", 1000, "--save_epoch", 1000, "--batch_size", 1,
           "--data_dir", data_folder, *more)
     rates = [epoch["lr"] for epoch in read_log(tmp_path, setting)[1]]
-    expected = [1e-3 * 0.8 ** sum(epoch >= milestone for milestone in milestones) for epoch in range(162)]
-    assert rates == pytest.approx(expected, rel=1e-12)
+    assert rates == pytest.approx(first * [1e-3] + (second - first) * [8e-4] + (162 - second) * [6.4e-4], rel=1e-12)
 
 
-def test_without_background_videos_their_files_are_not_needed(train, data_folder, tmp_path):
-    for name in ("audio_feature_noisy.h5", "visual_feature_noisy.h5", "labels_noisy.h5"):
-        (data_folder / name).unlink()
-    train("weakly", "--nb_epoch", 1, "--background_videos", "off", "--data_dir", data_folder)
-    assert read_log(tmp_path, "weakly")[0]["data"]["train"] == 24
-
-
-@pytest.mark.parametrize("setting, options, argument, value", [
-    ("fully", ("--attention", "mean"), "attention", "mean"), ("fully", ("--threshold", 0.2), "threshold", 0.2),
-    ("fully", ("--second_normalisation", "off"), "renormalise", False),
-    ("weakly", ("--weighting", "off"), "weighting", False), ("weakly", ("--modality", "audio"), "modality", "audio")])
-def test_the_checkpoint_records_what_was_left_out(train, tiny_folder, tmp_path, setting, options, argument, value):
+@pytest.mark.parametrize("setting, option, argument, value", [
+    ("fully", "attention=mean", "attention", "mean"), ("fully", "second_normalisation=off", "renormalise", False),
+    ("weakly", "weighting=off", "weighting", False), ("weakly", "modality=audio", "modality", "audio")])
+def test_the_checkpoint_records_what_was_left_out(train, tiny_folder, tmp_path, setting, option, argument, value):
     """And evaluation names what is not the published network."""
-    train(setting, "--nb_epoch", 1, *options)
+    train(setting, "--nb_epoch", 1, f"--{option}")
     assert load_checkpoint(tmp_path / f"PSP_{setting}.pt")["network_args"][argument] == value
     out = evaluate_run(tmp_path, setting, tiny_folder).stdout
     assert accuracy_line(tmp_path, setting) in out and f"after epoch 0, {argument} {value}\n" in out
@@ -100,15 +89,13 @@ def test_features_of_random_weights_are_marked_in_the_log(train, data_folder, tm
 
 
 def test_splits_that_share_videos_are_noted(train, tiny_folder):
-    done = train("fully", "--nb_epoch", 1, "--dir_order_val", tiny_folder / "test_order.h5")
-    assert "note: 7 videos are in more than one split" in done.stdout
-    assert "more than one split" not in train("fully", "--nb_epoch", 1).stdout
+    out = train("fully", "--nb_epoch", 1, "--dir_order_val", tiny_folder / "test_order.h5").stdout
+    assert "note: 7 videos are in more than one split" in out
 
 
 @pytest.mark.parametrize("setting", MAIN)
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(train, setting):
-    *_, error = train(setting, "--lr", 1e9, code=2).stderr.splitlines()
-    assert "not finite in epoch" in error or "the loss of epoch 0 is nan" in error
+    assert "the loss of epoch 0 is nan" in train(setting, "--lr", 1e9, code=2).stderr.splitlines()[-1]
 
 
 # ---------------------------------------------------------------------------------------- several seeds
@@ -132,63 +119,31 @@ def test_runs_equal_runs_of_single_seeds(train, tmp_path):
 
 
 def test_runs_of_both_settings_are_kept_apart_and_resumed(train, tmp_path):
-    def results(name):
-        return json.loads((tmp_path / name).read_text())["runs"]
-
     options = ("--nb_epoch", 1, "--runs", 2)
     for setting in MAIN:
         train(setting, *options)
-    before = results("PSP_fully_runs.json"), results("PSP_weakly_runs.json")
+    results = [tmp_path / f"PSP_{setting}_runs.json" for setting in MAIN]
+    before = [path.read_text() for path in results]
     shutil.rmtree(tmp_path / "seed124")
     train("fully", *options, "--resume")
-    assert (results("PSP_fully_runs.json"), results("PSP_weakly_runs.json")) == before
+    assert [path.read_text() for path in results] == before
     train("fully", *options, "--seed", 124, "--resume")      # drops seed 123
-    assert results("PSP_fully_runs.1.json") == before[0]
-
-
-def test_an_error_of_a_seed_frees_the_folder(tmp_path):
-    args = Namespace(runs=2, seed=1, output_dir=tmp_path, model_name="PSP", setting="fully", resume=False)
-    kept = []      # with its traceback, as a notebook does
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError) as error:
-            train_seeds(args, lambda *_: 1 / 0, None, None)
-        kept.append(error)
+    assert (tmp_path / "PSP_fully_runs.1.json").read_text() == before[0]
 
 
 # ------------------------------------------------------------------------------------ stopping and resuming
 
-def test_a_run_that_was_killed_continues_as_if_it_had_not_been(monkeypatch, tiny_folder, tmp_path):
-    """Stopped twice, by the user and by the system. On one thread: two round differently at times."""
-    options = ("--nb_epoch", 24, "--check_epoch", 3, "--save_epoch", 4)
-    command = [sys.executable, ROOT / MAIN["fully"], "--train", *options, "--batch_size", 12, "--data_dir", tiny_folder,
-               "--resume", "--output_dir"]
-    command = list(map(str, command))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    log = tmp_path / "PSP_fully.jsonl"
-    for how, epoch in ((signal.SIGINT, 5), (signal.SIGKILL, 14)):
-        # A shell that runs this in the background ignores SIGINT; its children would, too.
-        process = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE, text=True,
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-        while process.poll() is None and (not log.exists() or log.read_text().count("\n") <= epoch):
-            time.sleep(0.01)
-        process.send_signal(how)
-        error = process.communicate(timeout=60)[1]
-        assert process.returncode == (130 if how == signal.SIGINT else -how), error
-        assert ("repeat the command with --resume" in error) == (how == signal.SIGINT) and "Traceback" not in error
-    subprocess.run([*command, str(tmp_path)], check=True)
+def test_a_run_that_was_killed_continues_as_if_it_had_not_been(tiny_folder, tmp_path):
+    command = [sys.executable, ROOT / MAIN["fully"], *SHORT, "--nb_epoch", "24", "--save_epoch", "4", "--resume",
+               "--data_dir", tiny_folder, "--output_dir"]
+    subprocess.run([*command, tmp_path / "whole"], check=True)
+    process, log = subprocess.Popen([*command, tmp_path]), tmp_path / "PSP_fully.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") <= 5):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, tmp_path], check=True)
     assert_same_run(tmp_path / "whole", tmp_path, "fully")
-
-
-def failing_after(calls, function, error):
-    """The function, which raises the error after a number of calls."""
-    left = iter(range(calls))
-
-    def run(*arguments):
-        if next(left, None) is None:
-            raise error
-        return function(*arguments)
-    return run
 
 
 @pytest.mark.parametrize("setting, quirks", [*QUIRKS.items(), ("fully", ""), ("weakly", "")])
@@ -196,19 +151,13 @@ def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_pa
     options = ("--nb_epoch", 6, "--check_epoch", 10, "--save_epoch", 2, "--quirks", quirks)
     train(setting, *options, "--output_dir", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", failing_after(2, os.replace, OSError(28, "No space left on device")))
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(os, "replace", Mock(wraps=os.replace, side_effect=[DEFAULT, DEFAULT, full]))
         *_, stopped, error = train(setting, *options, code=2).stderr.splitlines()
     assert "with --resume to continue with epoch 2" in stopped
     assert f"PSP_{setting}_state.pt: No space left on device; free some space" in error
     assert "with epoch 2" in train(setting, *options, "--resume").stdout
     assert_same_run(tmp_path / "whole", tmp_path, setting)
-
-
-def test_a_run_that_a_lost_share_ended_says_how_to_continue(train, monkeypatch):
-    error = OSError("Can't synchronously read data (file read failed: errno = 116)")
-    monkeypatch.setattr(h5py.Dataset, "__getitem__", failing_after(250, h5py.Dataset.__getitem__, error))
-    *_, stopped, error = train("fully", "--nb_epoch", 50, "--features", "disk", code=2).stderr.splitlines()
-    assert "repeat the command with --resume to continue with epoch" in stopped and "Stale file handle" in error
 
 
 @pytest.fixture
@@ -226,12 +175,10 @@ def change_state(folder, setting, function):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda log: log + b'{"epo', lambda log: log.replace(b"\n", b"\r\n")], ids=["a line cut short", "other line ends"])
-def test_a_damaged_log_is_whole_after_resuming(finished, trained, damage):
+def test_a_log_with_a_line_cut_short_is_whole_after_resuming(finished, trained):
     setting, folder, resume = finished
-    log = folder / f"PSP_{setting}.jsonl"
-    log.write_bytes(damage(log.read_bytes()))
+    with open(folder / f"PSP_{setting}.jsonl", "a") as log:
+        log.write('{"epo')
     resume()
     assert_same_run(trained[1], folder, setting)
 
@@ -267,28 +214,21 @@ def test_resuming_another_run_is_refused_and_changes_nothing(finished, tiny_fold
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("missing", ["random", "custom_score"])
-def test_a_state_of_other_code_is_refused_in_one_line(finished, missing):
+def test_a_state_of_other_code_is_refused_in_one_line(finished):
     setting, folder, resume = finished
-    change_state(folder, setting, lambda state: state.pop(missing))
+    change_state(folder, setting, lambda state: state.pop("custom_score"))
     error = resume(code=2).stderr
     assert "is not the state of a run of this code; start again without --resume" in error and error.count("\n") == 1
 
 
 def test_the_state_does_not_lag_behind_the_checkpoint(train, tmp_path, monkeypatch):
     """Stopped in the second check, where the state would not be saved for long."""
-    monkeypatch.setattr("fully_supervised_main.predict", failing_after(2, predict, KeyboardInterrupt()))
-    train("fully", "--check_epoch", 1, "--save_epoch", 100, code=130)
+    stopped = Mock(wraps=predict, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt])      # two in each check
+    monkeypatch.setattr("fully_supervised_main.predict", stopped)
+    error = train("fully", "--check_epoch", 1, "--save_epoch", 100, code=130).stderr
+    assert "with --resume to continue with epoch 2" in error and "Traceback" not in error
     state = torch.load(tmp_path / "PSP_fully_state.pt", weights_only=True)
     assert state["best"]["record"]["epoch"] == load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"]
-
-
-def test_results_of_several_seeds_that_are_damaged_are_kept_aside(train, tmp_path):
-    train("fully", "--nb_epoch", 1, "--runs", 2)
-    (tmp_path / "PSP_fully_runs.json").write_text("{")
-    train("fully", "--nb_epoch", 1, "--runs", 2, "--resume")
-    assert (tmp_path / "PSP_fully_runs.1.json").read_text() == "{"
-    assert json.loads((tmp_path / "PSP_fully_runs.json").read_text())["runs"]
 
 
 def test_resuming_without_the_log_is_refused(finished):
@@ -316,12 +256,10 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, t
         error = train("fully", "--nb_epoch", 1, *options, code=2).stderr
     assert f"{tmp_path}: another run is writing there" in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    train("fully", "--nb_epoch", 1, *options)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
-def test_a_file_system_without_locks_is_fine(train, monkeypatch, number):
-    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(number, "No locks available")))
+def test_a_file_system_without_locks_is_fine(train, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     train("fully", "--nb_epoch", 1)
 
 
@@ -337,15 +275,13 @@ RELEASED_OPTIONS = {
 }
 
 
-def test_the_options_of_the_released_scripts(trained, quick_script, tiny_folder, tmp_path):
+def test_the_options_of_the_released_scripts(trained, train, tiny_folder, tmp_path):
     """Each file has another name here, in a folder of its own; the run is the same."""
     setting, folder, _ = trained
-    files, more = RELEASED_OPTIONS[setting]
-    for number, (option, name) in enumerate(files.items()):
-        shutil.copy(tiny_folder / f"{name}.h5", tmp_path / f"file{number}")
-        more += (option, tmp_path / f"file{number}")
-    quick_script(MAIN[setting], "--model_name", "PSP", "--train", "--nb_epoch", 8, "--batch_size", 12,
-                 "--save_epoch", 3, "--check_epoch", 2, *more, "--data_dir", tmp_path, "--output_dir", tmp_path)
+    files, options = RELEASED_OPTIONS[setting]
+    for option, name in files.items():
+        options += (option, shutil.copy(tiny_folder / f"{name}.h5", tmp_path / option))
+    train(setting, "--model_name", "PSP", "--nb_epoch", 8, "--save_epoch", 3, *options, "--data_dir", tmp_path)
     assert read_log(tmp_path, setting)[1:] == read_log(folder, setting)[1:]
 
 
@@ -353,14 +289,9 @@ def test_the_options_of_the_released_scripts(trained, quick_script, tiny_folder,
     ([], "give either --train"),
     (["--trained_model_path", "x.pt", "--attention", "mean"], "--attention needs --train"),
     (["--train", "--save_predictions", "x.json"], "--save_predictions needs --trained_model_path"),
-    (["--trained_model_path", "x.pt", "--LAMBDA", "1"], "--LAMBDA needs --train"),
     (["--trained_model_path", "x.pt", "--nb_epoch", "1"], "--nb_epoch needs --train"),
-    (["--train", "--seed", "4294967295", "--runs", "2"], "2^32"),
-    (["--train", "--threshold", "-0.1"], "--threshold: '-0.1' is not a number in 0..1 (see --help)\n"),
     (["--train", "--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
-    (["--train", "--data_dir", "-x"], "write --data_dir=-x"),
     (["--train", "--lr", "-1e-3"], "--lr: -1e-3 is negative"),
-    (["--train", "--model_name", "AVEL"], "AVEL has a script of its own, model/avel.py"),
     (["--train", "--thresh", "0.1"], "unrecognized arguments: --thresh"),
     (["--train", "--batch_size", "25"], "--batch_size 25 is larger than the training set (24 videos)"),
     (["--train", "--precision", "tf32", "--device", "cpu"], "--precision tf32: only NVIDIA GPUs have it"),
@@ -370,12 +301,9 @@ def test_options_that_cannot_be_used_are_refused_in_one_line(quick_script, tiny_
     assert expected in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("options, expected", [
-    (("--modality", "audio", "--quirks", "initial_weights"), "initial_weights needs all layers"),
-    (("--quirks", "fixed_batches"), "'fixed_batches' is unknown; fully supervised training has: ")])
-def test_quirks_that_cannot_be_used_are_refused_in_one_line(train, options, expected):
-    error = train("fully", *options, code=2).stderr
-    assert expected in error and error.count("\n") == 1
+def test_released_initial_weights_need_all_layers(train):
+    error = train("fully", "--modality", "audio", "--quirks", "initial_weights", code=2).stderr
+    assert "initial_weights needs all layers" in error
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
