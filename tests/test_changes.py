@@ -12,8 +12,6 @@ import torch
 from conftest import MAIN, ROOT, SHORT, evaluate_run, read, read_log, rewrite
 from model.checkpoint import load_checkpoint
 from model.run import code_checksum
-from psp_model import FULLY_SUPERVISED, PSPNetwork, avps_target, fully_supervised_loss
-from utils import InPrecision
 
 
 @pytest.fixture
@@ -90,11 +88,6 @@ def test_a_score_that_is_nan_ends_the_run_in_one_line(edited, capsys):
     assert "the score of epoch 1 is NaN" in capsys.readouterr().err
 
 
-def test_an_order_of_another_shape_is_refused(edited):
-    with pytest.raises(ValueError, match=r"positions \(4, 6\), not \(2, 12\)"):
-        edited(("order=shuffled", "order=lambda videos, size, seed: shuffled(videos, size // 2, seed)"))
-
-
 def test_evaluation_on_other_features_is_noted(trained, tiny_folder, data_folder):
     setting, folder, _ = trained
     assert "has other features" not in evaluate_run(folder, setting, tiny_folder).stdout
@@ -137,14 +130,6 @@ def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(cod
         (code_copy / name).write_text(text + "\n# changed\n")
         assert (code_checksum(code_copy / MAIN["fully"]) != before) == counts, name
         (code_copy / name).write_text(text)
-
-
-def test_all_that_a_network_returns_comes_out_in_float32_under_bf16():
-    network = PSPNetwork(12, 20, (3, 3), 5, threshold=0.1, **FULLY_SUPERVISED)
-    output = InPrecision(network, "bf16")(torch.rand(2, 6, 12), torch.rand(2, 6, 3, 3, 20).bfloat16())
-    assert {value.dtype for value in (*output[:3], *output.psp)} == {torch.float32}
-    loss = fully_supervised_loss(output, torch.zeros(2, 6).long(), avps_target(torch.zeros(2, 6), 4), 1)
-    assert loss.dtype == torch.float32
 
 
 def test_one_more_feature_file_reaches_training_checks_and_evaluation(code_copy, data_folder, tmp_path):
