@@ -50,9 +50,6 @@ class OnGPU(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return GPU.current.__torch_dispatch__(function, types, args, kwargs)
 
-    def numpy(self):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor first.")
-
     def tolist(self):
         return self.cpu().tolist()
 
@@ -143,10 +140,6 @@ def pretended_gpu(free=80e9, capability=(9, 0)):
         pytest.skip("it replaces inner functions of PyTorch and was tried with 2.13")
     gpu, where = GPU(), torch.serialization.location_tag
 
-    def current_gpu(index):
-        if index < 0:
-            raise ValueError("Expected a torch.device with a specified index or an integer")
-
     def random_state():
         gpu.touched = True
         return gpu.generator.get_state()
@@ -158,7 +151,7 @@ def pretended_gpu(free=80e9, capability=(9, 0)):
                 (torch.cuda.random, "device_count", lambda: 1), (torch.cuda, "get_device_name", lambda _: "pretended"),
                 (torch.cuda, "mem_get_info", lambda _: (free, free)),
                 (torch.cuda, "get_device_capability", lambda _: capability),
-                (torch._C, "_cuda_setDevice", current_gpu), (torch._C, "_cuda_getDevice", lambda: 0),
+                (torch._C, "_cuda_setDevice", lambda _: None), (torch._C, "_cuda_getDevice", lambda: 0),
                 (torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True),
                 (torch.serialization, "location_tag",
                  lambda storage: "cuda:0" if storage.data_ptr() in gpu.saved else where(storage))):

@@ -1,10 +1,11 @@
 """Every path that a GPU takes, on a pretended one: the same bits from all places of the features, and no waits."""
-import numpy as np
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from conftest import MAIN, QUIRKS, accuracy_line, assert_same_run, read_log, rewrite
+from conftest import MAIN, QUIRKS, SHORT, accuracy_line, assert_same_run, evaluate_run, read_log
 from model.feature_networks import convolutions
 from pretended_gpu import pretended_gpu
 
@@ -41,20 +42,18 @@ def test_the_pretended_gpu_refuses_what_cuda_refuses():
 
 
 @pytest.mark.parametrize("setting", MAIN)
-def test_the_bits_are_the_same_wherever_the_features_are(gpu_train, quick_script, tiny_folder, tmp_path, setting):
+def test_the_bits_are_the_same_wherever_the_features_are(gpu_train, tiny_folder, tmp_path, setting):
     printed, devices = set(), set()
     names = tmp_path / "Annotations.txt"      # of classes that are matched by name
     names.write_text((tiny_folder / "Annotations.txt").read_text().replace("category", "kind"))
     for place, (free, features) in PLACES.items():
         options = ("--features", features, "--output_dir", tmp_path / place, "--annotations", names)
-        checkpoint = tmp_path / place / f"PSP_{setting}.pt"
         _, out = gpu_train(setting, *options, free=free)
         assert place in out.splitlines()[0]
         with pretended_gpu(free), register_module_forward_pre_hook(
                 lambda _, inputs: devices.add(inputs[0].device.type)):
-            out = quick_script(MAIN[setting], "--trained_model_path", checkpoint, *options, "--data_dir",
-                               tiny_folder).stdout
-        printed.add(out.partition("\n")[2].replace(str(checkpoint), "CHECKPOINT"))
+            out = evaluate_run(tmp_path / place, setting, tiny_folder, *options).stdout
+        printed.add(out.partition("\n")[2].replace(str(tmp_path / place), "FOLDER"))
         assert_same_run(tmp_path / "cuda:0", tmp_path / place, setting)
     assert len(printed) == 1 and devices == {"cuda"}
     assert accuracy_line(tmp_path / "cuda:0", setting) in printed.pop()
@@ -67,33 +66,30 @@ def test_a_stopped_run_continues_with_the_random_numbers_of_the_gpu(gpu_train, t
     options += ("--check_epoch", 9)
     gpu_train(setting, *options, "--output_dir", tmp_path / "whole")
     with monkeypatch.context() as patch:      # no room for the checkpoint, after the state of epoch 0
-        patch.setattr(f"{MAIN[setting][:-3]}.save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(f"{MAIN[setting][:-3]}.save_checkpoint", Mock(side_effect=OSError(28, "full")))
         gpu_train(setting, *options, "--output_dir", tmp_path / "stopped", code=2)
     assert "with epoch 1" in gpu_train(setting, *options, "--output_dir", tmp_path / "stopped", "--resume")[1]
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", setting)
 
 
 @pytest.mark.parametrize("setting, features", [("fully", "memory"), ("weakly", "auto")])
-def test_ten_times_the_steps_wait_for_the_gpu_as_often(gpu_train, tiny_folder, tmp_path, setting, features):
-    rewrite(tmp_path / "order.h5", np.arange(30), "order")
-    options = ("--dir_order_train", tmp_path / "order.h5", "--features", features, "--log_steps", "--nb_epoch", 1)
+def test_many_steps_wait_for_the_gpu_as_often_as_few(gpu_train, tmp_path, setting, features):
+    options = ("--features", features, "--log_steps", "--nb_epoch", 1)
     options += ("--background_videos", "off") if setting == "weakly" else ("--quirks", "stale_avps")
-    few, many = (gpu_train(setting, *options, "--batch_size", size)[0] for size in (10, 1))
-    assert len(read_log(tmp_path, setting)[1][0]["losses"]) == 30 and few == many and few
+    few, many = (gpu_train(setting, *options, "--batch_size", size)[0] for size in (12, 2))
+    assert len(read_log(tmp_path, setting)[1][0]["losses"]) == 12 and few == many and few
 
 
 @pytest.mark.parametrize("setting", MAIN)
-def test_avel_trains_resumes_and_evaluates(quick_script, tiny_folder, tmp_path, setting):
+def test_avel_trains_and_evaluates(quick_script, tiny_folder, tmp_path, setting):
     with pretended_gpu():
         options = ("model/avel.py", "--setting", setting, "--data_dir", tiny_folder, "--output_dir", tmp_path)
-        training = ("--train", "--nb_epoch", 1, "--batch_size", 8)
-        quick_script(*options, *training)
-        assert "with epoch 1" in quick_script(*options, *training, "--resume").stdout
+        quick_script(*options, *SHORT, "--nb_epoch", 1)
         out = quick_script(*options, "--trained_model_path", tmp_path / f"AVEL_{setting}.pt").stdout
     assert accuracy_line(tmp_path, setting, "AVEL") in out
 
 
-def test_files_of_the_gpu_are_used_on_the_cpu_and_back(gpu_train, train, quick_script, tiny_folder, tmp_path):
+def test_files_of_the_gpu_are_used_on_the_cpu_and_back(gpu_train, train, tmp_path):
     gpu_train("fully", "--nb_epoch", 1, "--check_epoch", 2)
     for name in ("PSP_fully.pt", "PSP_fully_state.pt"):
         assert (b"cuda:0" in (tmp_path / name).read_bytes()) == ("state" in name)      # the state keeps its devices
@@ -103,15 +99,12 @@ def test_files_of_the_gpu_are_used_on_the_cpu_and_back(gpu_train, train, quick_s
     train("fully", "--nb_epoch", 1)
     with pretended_gpu():
         assert "with epoch 1" in train("fully", "--nb_epoch", 1, "--resume", "--device", "cuda").stdout
-        quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--data_dir", tiny_folder)
 
 
-def test_a_run_on_the_cpu_leaves_the_gpu_alone(train, quick_script, tiny_folder, tmp_path):
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(train, tiny_folder, tmp_path):
     with pretended_gpu() as gpu:
         train("fully", "--nb_epoch", 1, "--device", "cpu")
-        train("fully", "--nb_epoch", 1, "--device", "cpu", "--resume")
-        quick_script(MAIN["fully"], "--trained_model_path", tmp_path / "PSP_fully.pt", "--device", "cpu",
-                     "--data_dir", tiny_folder)
+        evaluate_run(tmp_path, "fully", tiny_folder, "--device", "cpu")
     assert not gpu.touched
 
 
