@@ -72,11 +72,10 @@ def close(actual, expected, tolerance=1e-8):
 
 def assert_close_json(path, expected_path, **tolerance):
     """Asserts that two JSON files differ in nothing but their numbers, and in these within the tolerance."""
-    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    text, expected = (json.dumps(json.loads(file.read_text()), sort_keys=True) for file in (path, expected_path))
-    assert re.split(number, text) == re.split(number, expected)
-    values = [float(value) for value in re.findall(number, text)]
-    assert values == pytest.approx([float(value) for value in re.findall(number, expected)], **tolerance)
+    texts = (json.dumps(json.loads(file.read_text()), sort_keys=True) for file in (path, expected_path))
+    found, expected = (re.split(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)", text) for text in texts)      # each second is a number
+    assert found[::2] == expected[::2]
+    assert list(map(float, found[1::2])) == pytest.approx(list(map(float, expected[1::2])), **tolerance)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +127,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def data_folder(tiny_folder, tmp_path):
     """A copy of it that a test may change."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
+    return shutil.copytree(tiny_folder, tmp_path / "data")
 
 
 @pytest.fixture
@@ -180,7 +179,4 @@ def assert_same_run(folder, other, setting):
 @pytest.fixture(scope="session")
 def real_ave():
     """Folder of the real annotation, label and order files, from the environment variable AVE_DATA."""
-    folder = os.environ.get("AVE_DATA")
-    if not folder:
-        pytest.skip("AVE_DATA names no folder of real AVE files")
-    return Path(folder)
+    return Path(os.environ.get("AVE_DATA") or pytest.skip("AVE_DATA names no folder of real AVE files"))

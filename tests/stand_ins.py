@@ -61,7 +61,8 @@ class Backend:
 
 def save_module(content, path, legacy):
     """torch.save of whole modules, in the stream of torch 1.2 (with the source of torch's classes) or as a zip."""
-    for module in content.modules() if legacy else ():
-        module._backend = Backend()
+    if legacy:
+        for module in content.modules():
+            module._backend = Backend()
     with mock.patch.dict(sys.modules, MODULES), warnings.catch_warnings(action="ignore"):
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -141,7 +140,7 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not_been(tiny_folder, tmp_
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") <= 5):
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() < 0      # by the signal: it was not over yet
     subprocess.run([*command, tmp_path], check=True)
     assert_same_run(tmp_path / "whole", tmp_path, "fully")
 
