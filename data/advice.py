@@ -9,7 +9,7 @@ from collections import Counter
 import h5py
 import numpy as np
 
-from dataset import AVE_FILES, FEATURES, read_shape
+from dataset import AVE_FILES, FEATURES, MOST_CELLS, read_shape
 from model.class_names import AVE_ROWS, AVE_VIDEOS
 from utils import ROOT
 
@@ -82,6 +82,9 @@ def shape_advice(files):
             elif name.startswith("visual") and len(shape) == 3:
                 command = write_command(files[name], name, "a[:, :, None, None]")
                 advice.append(f"features without a map need 1 x 1 cells: {command}")
+            elif name.startswith("visual") and len(shape) == 5 and shape[4] == 1 and shape[2] * shape[3] > MOST_CELLS:
+                command = write_command(files[name], name, "a.reshape(*a.shape[:2], 1, 1, -1)")
+                advice.append(f"these may be flattened features; as channels of 1 x 1 cells: {command}")
     return advice
 
 

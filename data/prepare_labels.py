@@ -72,6 +72,9 @@ def main():
 
     names = class_names(annotations)
     print(f"{len(names)} classes:", *(f"{number:>4}  {name}" for number, name in enumerate(names)), sep="\n")
+    found = len({annotation.category for annotation in annotations} & set(names[:-1]))
+    if found < len(names) - 1:
+        print(f"note: only {found} of AVE's {len(names) - 1} categories occur; the labels have all its classes")
     for note in doubtful_categories(annotations):
         print(f"note: {note}")
     for row, annotation in enumerate(annotations):

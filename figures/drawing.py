@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import UserError, one_line
+
 os.environ["MPLBACKEND"] = "Agg"      # a notebook sets another one
 try:
     from matplotlib import pyplot
@@ -181,7 +183,10 @@ def draw_strip(axes, name, pictures, **options):
 
 
 def save_figure(figure, path):
-    """Writes the picture in the format of its suffix, and prints its path."""
-    figure.savefig(path, dpi=200)
+    """Writes the picture in the format of its suffix, and prints its path; UserError for an unknown format."""
+    try:
+        figure.savefig(path, dpi=200)
+    except ValueError as error:
+        raise UserError(f"--output {path}: {one_line(error)}") from error
     pyplot.close(figure)
     print(path)

@@ -169,6 +169,7 @@ LAYOUTS = {
     "all reversed": (each(lambda a: a.T, *MAPS, *SOUNDS, *LABELS[:3]), "axes of .*right_labels.h5 look reversed"),
     "weak reversed": (each(lambda a: a.T, "mil_labels.h5"), "axes of .*mil_labels.h5 look reversed"),
     "no map": (each(lambda a: a[:, :, 0, 0], *MAPS), "without a map need 1 x 1 cells"),
+    "flattened": (each(lambda a: np.moveaxis(a, 4, 2), *MAPS), "these may be flattened features"),
     "channels": (each(lambda a: np.moveaxis(a, 4, 2), *MAPS), "as if the channels came first: 20 x 3 cells of 3"),
     "background": (each(lambda a: np.roll(a, 1, axis=-1), *LABELS), "class 0 looks like background"),
 }
@@ -179,6 +180,8 @@ def test_the_advised_commands_fix_the_layouts_of_other_programs(audit, tiny_fold
     folder = shutil.copytree(tiny_folder, tmp_path / "it's $HOME")
     if "without a map" in message:
         each(lambda a: a[:, :, :1, :1], *MAPS)(folder)
+    if "flattened" in message:
+        each(lambda a: np.tile(a[:, :, :1, :1], 15), *MAPS)(folder)
     expected = {path.name: read(path) for path in folder.glob("*.h5")}
     apply(folder)
     out = audit(folder)[1]

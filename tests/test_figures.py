@@ -190,6 +190,8 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
     done = run_quickly("run_figures.py", "curves", *seeds, *other.glob("*/*.jsonl"), "--output", picture, code=2)
     assert "are not seeds of one training" in done.stderr and not picture.exists()
     assert str(picture) in run_quickly("run_figures.py", "curves", *seeds, "--output", picture).stdout
+    done = run_quickly("run_figures.py", "curves", *seeds, "--output", tmp_path / "a.doc", code=2)
+    assert "Format 'doc' is not supported" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_path):

@@ -22,6 +22,13 @@ def test_label_files_worked_by_hand(quick_script, tmp_path):
     assert "3 classes:\n   0  cat\n   1  Bark\n   2  background\n" in done.stdout
 
 
+def test_some_categories_of_AVE_make_all_its_classes_with_a_note(quick_script, tmp_path):
+    (tmp_path / "a.txt").write_text("Cat&id0&good&0&2\nBark&id1&good&0&4\nbackground&id2&good&0&4\n")
+    done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "a.txt", "--output_dir", tmp_path)
+    assert "only 2 of AVE's 28 categories occur" in done.stdout
+    assert read(tmp_path / "mil_labels.h5").argmax(axis=1).tolist() == [22, 2, 28]
+
+
 def test_a_bad_line_writes_nothing(quick_script, tmp_path):
     (tmp_path / "a.txt").write_text("cat&id0&good&0&4\ncat&id1&good&0&11\n")
     done = quick_script("data/prepare_labels.py", "--annotations", tmp_path / "a.txt", "--output_dir", tmp_path / "out",
