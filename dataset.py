@@ -48,17 +48,15 @@ class AVEDataset(Dataset):
     split: 'train', 'val' or 'test'; 'all': all rows in their order; None: the same without labels.
     weak: adds the video-level labels and, if files names them, the background videos after the videos of the split.
     features: 'memory', read once and held; or 'disk', read when they are asked for.
-    dtype: float32 or float64; bfloat16 for visual features that are held in memory, all else is then float32. Values
-        are rounded to float32 first.
+    dtype: float32, float64, or bfloat16 for visual features in memory alone. Values are rounded to float32 first.
     device: of all tensors if the features are held in memory; else they are on the CPU, as are the positions.
     pinned: whether values on the CPU come in pinned memory, from which a GPU copies without a wait.
 
-    tensors: all values by name, indexed by position. sizes: `Sizes`. fingerprint: a checksum of all labels and of the
-    features of 64 videos. random_weights, without_features: what data/extract_features.py noted, whether it ran without
-    the published weights, and the number of videos in the split whose file was missing.
+    tensors: all values by name, indexed by position. sizes: `Sizes`. fingerprint: see `fingerprint`. random_weights,
+    without_features: what data/extract_features.py noted: whether it ran without the published weights, and how many
+    videos of the split it had no file for.
 
-    Raises UserError for a file that cannot be read, shapes that disagree, labels that are not one-hot, an order with
-    no video or with a row that does not exist, features that are NaN or infinite (found when they are read), and a
+    Raises UserError for files that cannot be used, features that are NaN or infinite (found when they are read), and a
     split in which no video has features.
     """
 
@@ -75,11 +73,9 @@ class AVEDataset(Dataset):
         rows = read_order(files, f"order_{split}", num_rows) if split in SPLITS else torch.arange(num_rows)
         self.without_features = int(np.isin(rows, feature_attribute(files, "rows_without_video")).sum())
         if self.without_features == len(rows):
-            raise UserError(f"{files['visual']}: no video of {split or 'this folder'} has features; extract them again "
-                            "from a folder with the video files")
-        labels = {"video": rows}
-        if split is not None:
-            labels = {"labels": read_one_hot(files, "labels")[rows], "video": rows}
+            raise UserError(f"{files['visual']}: no video of {split or 'this folder'} has features; extract them again")
+        labels = {} if split is None else {"labels": read_one_hot(files, "labels")[rows]}
+        labels["video"] = rows
         parts = {name: {name: rows} for name in FEATURES}
         if weak:
             background_videos = check_weak_shapes(files, self.sizes)
@@ -134,10 +130,9 @@ class AVEDataset(Dataset):
 
 
 class FeatureRows:
-    """Rows of feature files, read by position when they are asked for.
+    """Rows of feature files, read by position when they are asked for, and rounded to float32.
 
-    parts: {name in `AVE_FILES`: rows}, in the order of the positions. The files are opened when they are first read,
-    and again in each process that this is pickled to. Values are rounded to float32.
+    parts: {name in `AVE_FILES`: rows}, in the order of the positions. Each process opens the files when it first reads.
     """
 
     def __init__(self, files, parts, dtype):
@@ -309,10 +304,7 @@ AVE_FILES = {
 
 
 def required_files(splits, weak_training=False, background_videos=True):
-    """Names (in `AVE_FILES`) of the files that these splits are read from.
-
-    splits: [None] for features without labels.
-    """
+    """Names (in `AVE_FILES`) of the files that these splits are read from; splits: [None] for features alone."""
     if not {*splits} <= {*SPLITS, "all", None}:
         raise ValueError(f"splits={splits!r}: expected a list of 'train', 'val', 'test', 'all' or None")
     names = list(FEATURES)
@@ -335,8 +327,7 @@ def find_file(data_dir, name, given=None):
     for path in candidates:
         if path.is_file():
             return path
-    problem = "is a folder, not a file" if path.is_dir() else f"missing: {wanted.content}, from {wanted.source}"
-    raise UserError(f"{' or '.join(map(str, candidates))}: {problem}")
+    raise UserError(f"{' or '.join(map(str, candidates))}: missing: {wanted.content}, from {wanted.source}")
 
 
 def find_files(data_dir, names, given=None):
@@ -394,12 +385,9 @@ def open_h5(path, key="avadataset", content="numbers"):
                 cache = chunk_cache(file.get(key))
             file = stack.enter_context(h5py.File(path, "r", locking=False, **cache))
             dataset = file.get(key)
-            if not isinstance(dataset, h5py.Dataset):
-                raise UserError(f"{path}: has no HDF5 dataset '{key}', but {', '.join(file)[:100] or 'nothing'}; it "
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub" or not dataset.shape:
+                raise UserError(f"{path}: has no HDF5 dataset of numbers '{key}', but {', '.join(file)[:100]}; it "
                                 f"should hold {content}; {advice(path)}")
-            if dataset.dtype.kind not in "fiub" or not dataset.shape:
-                raise UserError(f"{path}: '{key}' holds {dataset.dtype} of shape {dataset.shape}, not an array of "
-                                f"numbers; it should hold {content}")
             _check_whole(path, dataset)
         yield dataset
 
@@ -407,7 +395,7 @@ def open_h5(path, key="avadataset", content="numbers"):
 def chunk_cache(dataset):
     """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order.
 
-    A compressed file that h5py laid out by itself has chunks of hundreds of videos: up to 1 GB.
+    h5py by itself makes chunks of hundreds of videos: up to 1 GB.
     """
     if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
         return {}
@@ -516,17 +504,16 @@ def check_weak_shapes(files, sizes):
     extra = 0
     if "labels_bg" in files:
         extra = read_shape(files, "labels_bg")[0]
-        unmatched = [str(files[name]) for name in FEATURES if f"{name}_bg" not in files]
-        if extra == 0 or unmatched:
-            raise UserError(f"{', '.join(unmatched) or files['labels_bg']}: no background videos belong to it; "
-                            "train without them (--background_videos off)")
+        if extra == 0 or any(f"{name}_bg" not in files for name in FEATURES):
+            raise UserError(f"{files['labels_bg']}: has no videos, or not all features have them; train without "
+                            "background videos (--background_videos off)")
         expected |= {f"{name}_bg": (extra, *read_shape(files, name)[1:]) for name in FEATURES}
         expected["labels_bg"] = extra, sizes.num_classes
     for name, shape in expected.items():
         found = read_shape(files, name)
         if found != shape:
             raise UserError(f"{files[name]}: has shape {found}; to fit the other files, the {AVE_FILES[name].content} "
-                            f"must have shape {shape}" + "; its axes look reversed" * (found == shape[::-1]))
+                            f"must have shape {shape}; {advice(files[name])}")
     return extra
 
 
@@ -534,10 +521,9 @@ def read_one_hot(files, name):
     """Label index [...] int64 of one-hot rows [..., C]; UserError if a row is not one-hot."""
     with open_file(files, name) as dataset:
         values = read_finite_rows(files[name], dataset, slice(0, len(dataset)))
-    wrong = ~(((values == 0) | (values == 1)).all(axis=-1) & (values.sum(axis=-1) == 1))
+    wrong = ((values != 0) & (values != 1)).any(axis=-1) | (values.sum(axis=-1) != 1)
     if wrong.any():
-        raise UserError(f"{files[name]}: labels are not one-hot (first in row {np.argwhere(wrong)[0][0]}); each must "
-                        "be a single 1 among zeros")
+        raise UserError(f"{files[name]}: row {np.argwhere(wrong)[0][0]} is not one-hot, a single 1 among zeros")
     return torch.from_numpy(values.argmax(axis=-1))
 
 
@@ -550,8 +536,7 @@ def read_label_share(files):
         share = read_finite_rows(files["label_share"], dataset, slice(0, len(dataset)))
     wrong = ~((share >= 0).all(axis=1) & (abs(share.sum(axis=1) - 1) < SHARE_TOLERANCE))
     if wrong.any():
-        raise UserError(f"{files['label_share']}: row {wrong.argmax()} does not hold shares: its values must be 0 or "
-                        "more and sum to 1")
+        raise UserError(f"{files['label_share']}: row {wrong.argmax()} does not hold shares, 0 or more that sum to 1")
     return torch.from_numpy(share)
 
 
@@ -565,9 +550,8 @@ def read_order(files, name, num_rows):
         order = read_rows(path, dataset, slice(0, len(dataset)))
     if len(order) == 0:
         raise UserError(f"{path}: the split has no videos")
-    wrong = (order < 0) | (order >= num_rows)
-    if wrong.any():
-        raise UserError(f"{path}: names row {order[wrong][0]}, but the labels have rows 0 to {num_rows - 1}")
+    if order.min() < 0 or order.max() >= num_rows:
+        raise UserError(f"{path}: names rows {order.min()} to {order.max()}, but the labels have 0 to {num_rows - 1}")
     repeated = len(order) - len(np.unique(order))
     if repeated:
         raise UserError(f"{path}: names {repeated} rows more than once; get the order files again")

@@ -41,11 +41,7 @@ def one_line_errors():
     """
     try:
         if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-            try:
-                torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
-            except ValueError as error:
-                raise UserError(f"TORCHELASTIC_RUN_ID is set, but torchrun did not start this ({one_line(error)}); "
-                                "unset it, or start the script with torchrun") from error
+            torch.distributed.init_process_group()      # NCCL for tensors on GPUs, gloo for tensors on CPUs
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")      # a terminal that lacks a character ends no run
         with redirect_stdout(sys.stdout if rank_and_world_size()[0] == 0 else io.StringIO()):
@@ -73,25 +69,13 @@ def _end(message):
     sys.exit(2)
 
 
-class _Lines:
-    """A stream for tqdm that prints each state of the bar as a line of its own."""
-
-    def write(self, text):
-        text = text.strip()
-        if text:
-            print(text, file=sys.stderr)
-
-    def flush(self):
-        sys.stderr.flush()
-
-
 def progress_bar(**options):
     """A tqdm bar on standard error: redrawn on a terminal; elsewhere, for example in a log file, a line every 30 s."""
     if sys.stderr is None or getattr(sys.stderr, "closed", False):
         return tqdm(**{**options, "disable": True})
     if getattr(sys.stderr, "isatty", bool)():
         return tqdm(mininterval=0.5, **options)
-    return tqdm(mininterval=30, file=_Lines(), **options)
+    return tqdm(mininterval=30, bar_format="{l_bar}{bar:20}{r_bar}\n", **options)
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -109,8 +93,6 @@ class OptionParser(argparse.ArgumentParser):
             for before, value in zip(sys.argv, sys.argv[1:]):
                 if before == option and re.fullmatch(r"-[\d.]+(e-?\d+)?", value):
                     message = f"{option}: {value} is negative"
-                elif before == option and value.startswith("-"):
-                    message += f"; if {value} is a name, write {option}={value} or ./{value}"
         _end(f"{message} (see --help)")
 
 
@@ -162,19 +144,16 @@ def set_up_device(name, precision="fp32"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         if precision in ("tf32", "bf16") and torch.cuda.get_device_capability(device)[0] < 8:
-            print(f"note: this GPU is older than Ampere: it has no {precision}, and "
-                  + ("computes in fp32" if precision == "tf32" else "emulates it"))
+            print(f"note: this GPU is older than Ampere: it has no {precision}, so it is no faster")
     elif precision == "tf32":
         raise UserError(f"--precision tf32: only NVIDIA GPUs have it, not {device}; choose fp32 or bf16")
     if device.type == "cpu":
         if precision == "bf16" and not has_bf16(Path("/proc/cpuinfo")):
-            print("note: this processor does not multiply bfloat16 itself; --precision bf16 is much slower than fp32 "
-                  "here")
+            print("note: this processor does not multiply bfloat16 itself; --precision bf16 is slower than fp32 here")
         if gpu_is_unusable(Path("/dev")):
-            cuda = torch.version.cuda
-            print("note: this machine has an NVIDIA GPU that PyTorch cannot use: "
-                  + (f"its driver is too old for CUDA {cuda}, or the GPU is too old; update the driver, or install a "
-                     "PyTorch for its CUDA" if cuda else "this PyTorch is built for CPUs; install one for CUDA"))
+            built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+            print(f"note: this machine has an NVIDIA GPU, but PyTorch, which is built for {built}, cannot use it; "
+                  "update the GPU's driver, or install a PyTorch for its CUDA")
     # Initial weights and dropout are drawn in the default dtype.
     torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -35,20 +35,16 @@ def scored_splits(data_dir, given=None):
     return ["test"] if test and not val else ["val", "test"] if train or val else ["all"]
 
 
-def count_videos(files, splits):
-    """Number of videos of these splits, and of the background videos if `files` names them."""
-    videos = sum(read_shape(files, f"order_{split}" if split in SPLITS else "visual")[0] for split in splits)
-    return videos + (read_shape(files, "visual_bg")[0] if "visual_bg" in files else 0)
-
-
 def read_data(args, splits, device):
     """{split: AVEDataset}, from the files that the options name; weak training adds its labels and videos."""
     weak = args.setting == "weakly" and "train" in splits
     background_videos = weak and getattr(args, "background_videos", "on") == "on"
     files = find_files(args.data_dir, required_files(splits, weak, background_videos), given_files(args))
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(args.precision, torch.float32)
+    counted = [f"order_{split}" if split in SPLITS else "visual" for split in splits]
+    videos = sum(read_shape(files, name)[0] for name in [*counted, "visual_bg"] if name in files)
     per_video = sum(math.prod(read_shape(files, name)[1:]) for name in FEATURES)      # values
-    features, place = choose_place(args.features, count_videos(files, splits) * per_video * dtype.itemsize,
+    features, place = choose_place(args.features, videos * per_video * dtype.itemsize,
                                    args.batch_size * per_video * 4, device)
     data = {split: AVEDataset(files, split, weak and split == "train", features, dtype, place,
                               pinned=device.type == "cuda" and place.type == "cpu") for split in splits}

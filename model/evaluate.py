@@ -11,7 +11,7 @@ from torch import nn
 
 from dataset import FEATURES, load_batches, network_inputs
 from model.checkpoint import load_checkpoint, rebuild
-from model.class_names import class_names, match_classes, names_and_ids, read_lines
+from model.class_names import class_names, match_classes, names_and_ids
 from model.data import given_files, read_data, scored_splits
 from model.metrics import Predictions, bootstrap_interval, percent, pruning_note
 from model.run import code_checksum
@@ -21,7 +21,7 @@ from utils import (UserError, back_up, locked, progress_bar, rank_and_world_size
 
 
 @torch.no_grad()
-def predict(network, dataset, batch_size, progress=None):
+def predict(network, dataset, batch_size):
     """`Predictions` for all videos of the dataset, the last short batch included; leaves the network in eval mode.
 
     Raises UserError if the network's output is not finite.
@@ -32,15 +32,14 @@ def predict(network, dataset, batch_size, progress=None):
     device = next(network.parameters()).device
     predicted, probability, kept_pairs = [], [], []
     positions = torch.arange(len(dataset), device=dataset.device).split(batch_size)
-    for batch in load_batches(dataset.only(*FEATURES), positions, device):
+    batches = load_batches(dataset.only(*FEATURES), positions, device)
+    for batch in progress_bar(iterable=batches, total=len(positions), desc="evaluating", leave=False, delay=1):
         output = network(*network_inputs(batch))
         label = output.logits.argmax(dim=-1, keepdim=True)
         predicted.append(label.squeeze(-1))
         probability.append(output.logits.softmax(dim=-1).gather(-1, label).squeeze(-1))
         if output.psp is not None:
             kept_pairs.append((output.psp.gamma_va > 0).float().mean(dim=(1, 2)))
-        if progress is not None:
-            progress.update(len(label))
     predicted, probability = torch.cat(predicted).cpu().numpy(), torch.cat(probability).cpu().numpy()
     video = dataset.tensors["video"].cpu().numpy()
     labels = dataset.tensors["labels"].cpu().numpy() if "labels" in dataset.tensors else None
@@ -72,10 +71,7 @@ def evaluate_checkpoint(args, network_class, script):
     trained_by = [checkpoint.get(name, {}).get("code", code) for name in ("versions", "resumed_with")]
     if trained_by != [code, code]:
         print("note: this checkpoint was trained by other code than this")
-    trained_in = checkpoint.get("options", {}).get("precision", "fp32")
-    if trained_in == "tf32" and not args.device.startswith("cuda"):
-        trained_in = "fp32"
-    args.precision = args.precision or trained_in
+    args.precision = args.precision or checkpoint.get("options", {}).get("precision", "fp32")
     device = set_up_device(args.device, args.precision)
     data = read_data(args, scored_splits(args.data_dir, given_files(args)), device)
     sizes = next(iter(data.values())).sizes
@@ -88,10 +84,8 @@ def evaluate_checkpoint(args, network_class, script):
     network = rebuild(checkpoint, args.trained_model_path, network_class, sizes).to(device)
     names, ids = match_labels(checkpoint, args.trained_model_path, data, args.data_dir, args.annotations)
 
-    total = sum(map(len, data.values()))
-    with progress_bar(total=total, desc="evaluating", unit="video", leave=False, delay=1) as progress:
-        results = {split: predict(wrap_for_training(network, args.precision), dataset, args.batch_size, progress)
-                   for split, dataset in data.items()}
+    model = wrap_for_training(network, args.precision)
+    results = {split: predict(model, dataset, args.batch_size) for split, dataset in data.items()}
 
     saved = f", saved after epoch {checkpoint['epoch']}" if "epoch" in checkpoint else ""
     print(", ".join([f"{args.trained_model_path}: {args.setting} supervised {args.model_name}{saved}",
@@ -159,8 +153,6 @@ def print_scores(results, names):
               + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
         print(f"{split} event or background: {shown['event_or_background']}; video category: "
               f"{shown['video_category']}; segment F1: {shown['segment_f1']}; event F1: {shown['event_f1']}")
-        print(f"{split} mean over videos: segment F1 {shown['segment_f1_per_video']}; "
-              f"event F1 {shown['event_f1_per_video']}")
         print(f"{split} for reference: always background {shown['always_background']}; "
               f"right category in all segments {shown['category_everywhere']}")
 
@@ -209,8 +201,6 @@ def train_seeds(args, train, data, device):
     first, results = rank_and_world_size()[0] == 0, []
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(runs_path(args).with_suffix(".lock")) if first else nullcontext():
-        if first and not args.resume:
-            back_up([runs_path(args)])
         for seed in range(args.seed, args.seed + args.runs):
             print(f"seed {seed}:")
             own = {"seed": seed, "output_dir": args.output_dir / f"seed{seed}"}
@@ -223,14 +213,6 @@ def runs_path(args):
     return args.output_dir / f"{args.model_name}_{args.setting}_runs.json"
 
 
-def seeds_in(path):
-    """The seeds of a file of results; none of a damaged one."""
-    try:
-        return {run["seed"] for run in json.loads(path.read_text())["runs"]}
-    except (ValueError, KeyError, TypeError):
-        return set()
-
-
 def report_runs(args, rows, test_set):
     """Prints and writes the results of all seeds; rows: what `train` returned for each."""
     test = np.array([row["test"] for row in rows])
@@ -238,15 +220,12 @@ def report_runs(args, rows, test_set):
     low, high = bootstrap_interval(accuracy)
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
     path = runs_path(args)
-    if path.exists() and seeds_in(path) != {row["seed"] for row in rows}:
-        back_up([path])
-    logs = [args.output_dir / f"seed{row['seed']}" / f"{args.model_name}_{args.setting}.jsonl" for row in rows]
-    headers = [json.loads(read_lines(log)[0])["run"] for log in logs]
+    back_up([path])
     options = {name: value for name, value in sorted(vars(args).items())
                if name != "resume" and not isinstance(value, Path)}      # results tell nothing of the user's folders
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
-               "revisions": sorted({header["versions"]["git"] or "unknown" for header in headers}),
-               "processors": sorted({header["processor"] for header in headers}),
+               "revisions": sorted({row["revision"] for row in rows}),
+               "processors": sorted({row["processor"] for row in rows}),
                "test_fingerprint": test_set.fingerprint, "runs": rows}
     write_atomically(path, json.dumps(content, default=str) + "\n")
     print("seed   best epoch     val    test   test, last epoch")

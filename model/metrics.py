@@ -31,24 +31,19 @@ class Predictions:
         video_category: share of videos with an event whose category is the most frequent predicted one.
         segment_f1: F1 over all segments; a correct event label is a hit.
         event_f1: F1 over all events, the runs of segments of one category; see `matched_events` for a hit.
-        segment_f1_per_video, event_f1_per_video: mean over videos of `video_f1`, as in Tian, Li and Xu (ECCV 2020).
         """
         event, predicted_event = self.labels != background, self.predicted != background
         hits = int((event & (self.predicted == self.labels)).sum())
-        videos = list(zip(self.labels, self.predicted))
         true_events = [find_events(labels, background) for labels in self.labels]
         predicted_events = [find_events(labels, background) for labels in self.predicted]
         event_hits = sum(matched_events(true, found) for true, found in zip(true_events, predicted_events))
         categories = [(most_frequent(true[true != background]), most_frequent(labels[labels != background]))
-                      for true, labels in videos if (true != background).any()]
+                      for true, labels in zip(self.labels, self.predicted) if (true != background).any()]
         return {
             "event_or_background": float((event == predicted_event).mean()),
-            "video_category": mean([true == found for true, found in categories]),
+            "video_category": float(np.mean([true == found for true, found in categories])) if categories else None,
             "segment_f1": f1(hits, int(event.sum()), int(predicted_event.sum())),
             "event_f1": f1(event_hits, sum(map(len, true_events)), sum(map(len, predicted_events))),
-            "segment_f1_per_video": mean([video_f1(segment_events(true, background), segment_events(found, background))
-                                          for true, found in videos]),
-            "event_f1_per_video": mean([video_f1(*events) for events in zip(true_events, predicted_events)]),
         }
 
     def references(self, background):
@@ -78,11 +73,6 @@ def percent(value):
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def mean(values):
-    """None for an empty list."""
-    return float(np.mean(values)) if values else None
-
-
 def f1(hits, true, predicted):
     """Harmonic mean of hits / true and hits / predicted; None where both are empty."""
     return 2 * hits / (true + predicted) if true + predicted else None
@@ -99,11 +89,6 @@ def find_events(labels, background):
     return [(int(labels[start]), start, end) for start, end in zip(edges, edges[1:]) if labels[start] != background]
 
 
-def segment_events(labels, background):
-    """Each event segment of one video's labels [T] as an event of its own."""
-    return [(int(label), t, t + 1) for t, label in enumerate(labels) if label != background]
-
-
 def matched_events(true, predicted):
     """How many predicted events overlap a true one of their category with an intersection over union of 0.5 or more.
 
@@ -118,15 +103,6 @@ def matched_events(true, predicted):
                 matched.add(number)
                 break
     return len(matched)
-
-
-def video_f1(true, predicted):
-    """F1 of one video's events: the mean over the categories that are true or predicted in it; 1 if there are none."""
-    scores = []
-    for category in {event[0] for event in true + predicted}:
-        of_true, of_predicted = ([event for event in events if event[0] == category] for events in (true, predicted))
-        scores.append(f1(matched_events(of_true, of_predicted), len(of_true), len(of_predicted)))
-    return mean(scores) if scores else 1.0
 
 
 # --------------------------------------------------------------------------------------------- several seeds

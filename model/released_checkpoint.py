@@ -101,7 +101,7 @@ def read_bytes(path, remedy=DOWNLOAD):
     remedy: what to do about a broken file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: is a folder, not a file" if path.is_dir() else f"{path}: not found")
+        raise UserError(f"{path}: is not a file")
     data = path.read_bytes()
     if not data:
         raise UserError(f"{path}: is empty; {remedy}")
@@ -112,6 +112,15 @@ def read_bytes(path, remedy=DOWNLOAD):
     # torch.load gives a zip file with this entry to torch.jit.load. Any place counts, since zip readers may disagree.
     if b"constants.pkl" in data:
         raise UserError(f"{path}: is a TorchScript archive, not a checkpoint; it was not run")
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        ours, damaged = any(name.endswith("/data.pkl") for name in archive.namelist()), archive.testzip()
+    except Exception:      # not a zip file, or a broken one, which torch.load refuses
+        return data
+    if not ours:
+        raise UserError(f"{path}: is a zip archive, not a checkpoint; if one is in it, unzip it first")
+    if damaged:      # by a checksum, at which torch.load does not look
+        raise UserError(f"{path}: is damaged, in {ascii(damaged)}; {remedy}")
     return data
 
 
@@ -138,8 +147,6 @@ def _what_is_wrong(path, data, error, remedy):
         return "is compressed; gunzip it first"
     if data[257:262] == b"ustar":
         return "is a tar archive, not a checkpoint; if one is in it, extract it first"
-    if _is_other_zip(data):
-        return "is a zip archive, not a checkpoint; if one is in it, unzip it first"
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
         return "is a safetensors file, which is not supported; write its state dict with torch.save"
     if data.startswith(b'{"run":'):
@@ -153,23 +160,6 @@ def _what_is_wrong(path, data, error, remedy):
         return f"is not a file of torch.save; {'name the checkpoint itself' if remedy == DOWNLOAD else remedy}"
     reason = one_line(error).partition(". ")[0]
     return f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason}); {remedy}"
-
-
-def damaged_entry(data):
-    """The name of an entry of a zip file whose checksum is wrong, else None. torch.load does not look at checksums."""
-    try:
-        return zipfile.ZipFile(io.BytesIO(data)).testzip()
-    except Exception:      # not a zip file, or a broken one, which torch.load refuses
-        return None
-
-
-def _is_other_zip(data):
-    """Whether it is a whole zip archive that torch.save did not write."""
-    try:
-        names = zipfile.ZipFile(io.BytesIO(data)).namelist() if data.startswith(b"PK") else []
-    except Exception:      # a broken archive can raise anything
-        return False
-    return bool(names) and not any(name.endswith("/data.pkl") for name in names)
 
 
 def find_weights(content):

@@ -21,7 +21,7 @@ from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
 from utils import ROOT, UserError, back_up, locked, progress_bar, rank_and_world_size, write_atomically
 
-KEPT = ("lines", "checks", "best", "best_test", "last", "custom_score")      # attributes in the state file
+KEPT = ("checks", "best", "best_test", "last")      # attributes in the state file
 RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs"}      # in the log
 
 
@@ -43,15 +43,14 @@ class Run:
 
     def __init__(self, args, header, network, optimizer, schedule, steps, **others):
         self.args, self.header, self.steps = args, header, steps
-        self.rank, self.world_size = rank_and_world_size()
-        self.writes = self.rank == 0
+        rank, self.world_size = rank_and_world_size()
+        self.writes = rank == 0
         self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule, **others}
         if others.keys() & {"header", "epochs", "random", *KEPT}:
             raise ValueError(f"Run: {', '.join(others)}: the state has another one of this name")
-        self.start, self.saved, self.lines, self.checks = 0, 0, 0, 0
+        self.start = self.saved = self.checks = 0
         self.best = self.best_test = self.last = None
         self.device = next(network.parameters()).device
-        self.custom_score = False
         self.sums, self.counts, self.losses, self.lr = {}, Counter(), [], None
         optimizer.register_step_post_hook(self._note_rate)
         name = f"{header['model_name']}_{header['setting']}"
@@ -93,15 +92,14 @@ class Run:
         known = isinstance(state, dict) and {"random", "header", *KEPT, *self.parts} <= state.keys()
         if not known or not self.header.keys() <= state["header"].keys():
             raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
-        for key in ("network_args", "options", "data", "class_names"):
-            before, now = state["header"][key], self.header[key]
-            if key == "class_names":      # a list
-                before, now = dict(enumerate(before)), dict(enumerate(now))
-            changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
-                       if before.get(name) != now.get(name)]
-            if changed:
-                raise UserError(f"--resume: the run in {self.args.output_dir} has other {key} ({', '.join(changed)}); "
-                                "repeat its command, or choose another --output_dir")
+        before, now = ({**header["data"], **header["network_args"], **header["options"],
+                        **{f"class {number}": name for number, name in enumerate(header["class_names"])}}
+                       for header in (state["header"], self.header))
+        changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now})
+                   if before.get(name) != now.get(name)]
+        if changed:
+            raise UserError(f"--resume: the run in {self.args.output_dir} is another one ({', '.join(changed)}); "
+                            "repeat its command, or choose another --output_dir")
         other_code = state["header"].get("resumed_with")
         if state["header"]["versions"] != self.header["versions"]:
             print("note: the code or a library has changed since the run began; its log has both versions")
@@ -109,7 +107,8 @@ class Run:
         if other_code:
             self.header |= {"versions": state["header"]["versions"], "resumed_with": other_code}
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
-        if len(log) < state["lines"] or (state["best"] and not self.checkpoint_path.exists()):
+        lines = state["epochs"] + 1      # of the log: the header, and one for each epoch
+        if len(log) < lines or (state["best"] and not self.checkpoint_path.exists()):
             raise UserError(f"--resume: the log or the checkpoint in {self.args.output_dir} is missing or cut short; "
                             "start again without --resume")
         for name, part in self.parts.items():
@@ -125,7 +124,7 @@ class Run:
                 torch.cuda.set_rng_state(state["random"]["cuda"])
             if other_code:
                 log[0] = json.dumps({"run": self.header})
-            write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:self.lines]))
+            write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:lines]))
         if self.world_size > 1:
             print("note: with several processes, a resumed run draws other dropout than an uninterrupted one")
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
@@ -143,7 +142,6 @@ class Run:
     def _log(self, record):
         with open(self.log_path, "a") as log:
             log.write(json.dumps(record) + "\n")
-        self.lines += 1
 
     def _note_rate(self, optimizer, *_):
         self.lr = optimizer.param_groups[0]["lr"]
@@ -189,7 +187,6 @@ class Run:
         if record["score"] is not None and math.isnan(record["score"]):
             raise UserError(f"the score of epoch {record['epoch']} is NaN; give a number, or None if there is none")
         self.checks += 1
-        self.custom_score = self.custom_score or record["score"] != record["val_accuracy"]
         if kept:
             self.best = {"record": record, "correct": test.correct_segments}
         if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
@@ -224,7 +221,7 @@ class Run:
             return None
         best, best_test = self.best["record"], self.best_test["record"]
         self._log({"result": {"best": best, "best_test": best_test, "last": self.last, "checks": self.checks}})
-        if not self.custom_score:
+        if best["score"] == best["val_accuracy"]:
             print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
             print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         else:
@@ -236,8 +233,9 @@ class Run:
               f"{percent(best_test['test_accuracy'])} (epoch {best_test['epoch']}; chosen on the test set, "
               "as the released code does, so it is too high)")
         print(f"checkpoint: {self.checkpoint_path}   log: {self.log_path}")
-        return {"seed": self.args.seed, "best_epoch": best["epoch"], "val": best["val_accuracy"],
-                "test": best["test_accuracy"], "score": best["score"], "last_test": self.last["test_accuracy"],
+        return {"seed": self.args.seed, "revision": self.header["versions"]["git"] or "unknown",
+                "processor": self.header["processor"], "best_epoch": best["epoch"], "score": best["score"],
+                "val": best["val_accuracy"], "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,
                 "test_correct": self.best["correct"], "best_test_correct": self.best_test["correct"]}
 

@@ -12,6 +12,8 @@ import torch
 from conftest import MAIN, ROOT, SHORT, evaluate_run, read, read_log, rewrite
 from model.checkpoint import load_checkpoint
 from model.run import code_checksum
+from psp_model import PUBLISHED, PSPNetwork
+from utils import InPrecision
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_an_option_of_any_name_is_recorded_and_compared(edited, tmp_path, tiny_f
     assert header["options"]["bidir_weight"] == 1 and header["paths"] == {"data_dir": str(tiny_folder)}
     with pytest.raises(SystemExit):
         edited(OPTION, options=["--nb_epoch", 1, "--resume", "--bidir_weight", 2])
-    assert "has other options (bidir_weight: 1 -> 2.0)" in capsys.readouterr().err
+    assert "is another one (bidir_weight: 1 -> 2.0)" in capsys.readouterr().err
 
 
 def test_evaluation_says_if_other_code_trained_the_checkpoint(edited, train, tiny_folder, tmp_path):
@@ -130,6 +132,12 @@ def test_the_checksum_covers_the_modules_that_training_imports_and_no_others(cod
         (code_copy / name).write_text(text + "\n# changed\n")
         assert (code_checksum(code_copy / MAIN["fully"]) != before) == counts, name
         (code_copy / name).write_text(text)
+
+
+def test_all_that_a_network_returns_comes_out_in_float32_under_bf16():
+    network = PSPNetwork(12, 20, (3, 3), 5, **PUBLISHED["fully"])
+    output = InPrecision(network, "bf16")(torch.rand(2, 6, 12), torch.rand(2, 6, 3, 3, 20).bfloat16())
+    assert {value.dtype for value in (*output[:3], *output.psp)} == {torch.float32}
 
 
 def test_one_more_feature_file_reaches_training_checks_and_evaluation(code_copy, data_folder, tmp_path):

@@ -2,12 +2,14 @@
 import os
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from conftest import change, read, rewrite, set_attributes, with_value
-from dataset import AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, required_files, shuffled
+from dataset import (AVE_FILES, SPLITS, AVEDataset, Sizes, find_files, load_batches, open_h5, required_files,
+                     shuffled)
 from model.class_names import AVE_CLASSES, class_names, names_and_ids, read_annotations
 from utils import UserError
 
@@ -45,6 +47,15 @@ def test_any_dtype_and_layout(data_folder, dtype, layout):
     rewrite(data_folder / "right_labels.h5", read(data_folder / "right_labels.h5").astype(dtype))
     for features in ("memory", "disk"):
         assert_holds_rows(load(data_folder, features=features), data_folder, read(data_folder / "train_order.h5"))
+
+
+def test_chunks_of_many_videos_are_kept_until_their_rows_are_read(data_folder):
+    """As create_dataset(..., compression="gzip") lays them out: each video has a part of all chunks of its row."""
+    path = data_folder / "visual_feature.h5"
+    rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
+    with open_h5(path) as dataset:
+        _, slots, size, _ = dataset.file.id.get_access_plist().get_cache()
+        assert size >= 20 * 6 * 3 * 3 * 20 * 8 and slots > 6 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -125,18 +136,30 @@ def partly_written(folder):
     rewrite(folder / "audio_feature.h5", None, shape=(40, 6, 12), dtype="f4", chunks=(1, 6, 12))
 
 
+def unknown_filter(folder):
+    """As a filter that h5py lacks leaves a file."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk((24,))
+    layout.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+    with h5py.File(folder / "train_order.h5", "w", locking=False) as file:
+        space = h5py.h5s.create_simple((24,))
+        dataset = h5py.h5d.create(file.id, b"order", h5py.h5t.NATIVE_INT64, space, layout)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(24))
+
+
 BROKEN = {
     "cut short": ("visual_feature.h5", lambda folder: os.truncate(folder / "visual_feature.h5", 9000), "download"),
     "partly written": ("audio_feature.h5", partly_written, "incomplete"),
+    "a filter": ("train_order.h5", unknown_filter, "filter 32015 .*pip install hdf5plugin"),
     "another key": ("audio_feature.h5", lambda folder: rewrite(folder / "audio_feature.h5", np.ones(3), "data"),
-                    "has no HDF5 dataset 'avadataset', but data"),
-    "text": (*in_file("audio_feature.h5", lambda a: np.array([b"a"])), "not an array of numbers"),
+                    "has no HDF5 dataset of numbers 'avadataset', but data"),
+    "text": (*in_file("audio_feature.h5", lambda a: np.array([b"a"])), "no HDF5 dataset of numbers"),
     "axes": (*in_file("visual_feature.h5", lambda a: a[..., 0]), r"shape \(40, 6, 3, 3\); expected"),
     "one channel": (*in_file("visual_feature.h5", lambda a: np.ones((40, 6, 32, 32, 1))), "1024 cells with one"),
     "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), "must agree"),
     "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
-    "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "no background videos belong to it"),
-    "row out of range": (*in_file("train_order.h5", lambda a: a + 30), "rows 0 to 39"),
+    "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), "has no videos"),
+    "row out of range": (*in_file("train_order.h5", lambda a: np.r_[a, 40]), "40, but the labels have 0 to 39"),
     "a row twice": (*in_file("train_order.h5", lambda a: a[[0, 1, 0]]), "more than once"),
     "empty split": (*in_file("train_order.h5", lambda a: a[:0]), "no videos"),
     "two labels": (*in_file("right_labels.h5", lambda a: np.maximum(a, a[..., ::-1])), "not one-hot"),

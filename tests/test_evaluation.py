@@ -106,7 +106,7 @@ def test_other_classes_are_refused_in_evaluation_and_resuming(train, named_folde
     error = evaluate_run(tmp_path, "fully", named_folder, code=2).stderr
     assert "was trained on other classes: only there Owl; only in the data Bat" in error and error.count("\n") == 1
     error = train("fully", "--nb_epoch", 1, "--data_dir", named_folder, "--resume", code=2).stderr
-    assert "has other class_names (2: Owl -> Bat)" in error
+    assert "is another one (class 2: Owl -> Bat)" in error
 
 
 def test_classes_without_names_are_matched_by_number_with_a_note(evaluate):
@@ -164,6 +164,13 @@ def test_predictions_replace_nothing_but_predictions(evaluate, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
     assert "exists already" in evaluate("--save_predictions", tmp_path / "notes.txt", code=2).stderr
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_predictions_are_written_through_a_link_and_into_an_empty_file(evaluate, tmp_path):
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "link.json").symlink_to(tmp_path / "empty.json")
+    evaluate("--save_predictions", tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink() and "videos" in (tmp_path / "empty.json").read_text()
 
 
 def test_results_of_several_seeds_say_what_made_them_but_no_folder(train, tmp_path):

@@ -1,4 +1,5 @@
 """Results do not depend on where features lie or on the number of processes; memory, precision and the surroundings."""
+import io
 import subprocess
 import sys
 from functools import partial
@@ -33,11 +34,14 @@ def test_cards_of_6_and_8_gb_hold_the_features_of_ave(free, value_bytes, expecte
     assert str(place[1]) == expected
 
 
-def test_chunks_of_many_videos_are_noted_on_disk(train, data_folder):
-    path = data_folder / "visual_feature.h5"
+def test_chunks_of_many_videos_are_noted_on_disk_with_the_command_for_another_file(train, data_folder):
+    path, new_path = data_folder / "visual_feature.h5", data_folder / "visual_feature.contiguous.h5"
     rewrite(path, read(path), compression="gzip", chunks=(20, 1, 3, 3, 5))
-    out = train("fully", "--nb_epoch", 1, "--data_dir", data_folder, "--features", "disk").stdout
-    assert "its chunks hold 20 videos" in out
+    options = ("--nb_epoch", 1, "--data_dir", data_folder, "--features", "disk")
+    command = train("fully", *options).stdout.split("write one: ")[1].splitlines()[0]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert (read(path) == read(new_path)).all()
+    assert "its chunks" not in train("fully", *options, "--dir_video", new_path).stdout
 
 
 def test_features_that_no_memory_can_hold_are_refused_before_they_are_read(train, monkeypatch):
@@ -128,15 +132,15 @@ def test_lstms_compute_in_float32_on_cuda(network, device, given, inside, monkey
     assert seen == [(inside, device == "cpu")] * 2
 
 
-@pytest.mark.parametrize("precision, expected", [("tf32", "computes in fp32"), ("bf16", "emulates it")])
-def test_a_precision_that_an_old_gpu_lacks_is_noted(capsys, precision, expected):
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_precision_that_an_old_gpu_lacks_is_noted(capsys, precision):
     for capability in ((7, 5), (8, 0)):
         with pretended_gpu(capability=capability):
             utils.set_up_device("cuda", precision)
-        assert (f"no {precision}, and {expected}" in capsys.readouterr().out) == (capability == (7, 5))
+        assert (f"it has no {precision}" in capsys.readouterr().out) == (capability == (7, 5))
 
 
-@pytest.mark.parametrize("cuda, expected", [("13.0", "its driver is too old for CUDA 13.0"), (None, "built for CPUs")])
+@pytest.mark.parametrize("cuda, expected", [("13.0", "built for CUDA 13.0"), (None, "built for CPUs")])
 def test_a_gpu_that_pytorch_cannot_use_is_noted(train, tmp_path, monkeypatch, cuda, expected):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -163,7 +167,21 @@ def test_pruning_of_nearly_no_or_nearly_all_pairs_is_noted_once_unless_asked_for
 
 
 def test_progress_comes_in_lines_where_there_is_no_terminal(train):
-    assert "0/8" in train("fully").stderr.splitlines()[0]
+    assert "0/8" in train("fully").stderr.split("\n")[0]
+
+
+def test_a_terminal_without_a_character_ends_no_run(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with utils.one_line_errors():
+        print("80 ± 1 %")
+    out.seek(0)
+    assert out.read() == "80 \\xb1 1 %\n"
+
+
+def test_an_explicit_gpu_is_refused_with_several_processes(monkeypatch, train):
+    monkeypatch.setattr(utils, "rank_and_world_size", lambda: (0, 2))
+    assert "--device cuda:0: with torchrun" in train("fully", "--device", "cuda:0", code=2).stderr
 
 
 def test_variables_of_a_cluster_without_torchrun_are_ignored(train, tmp_path, monkeypatch):

@@ -26,10 +26,6 @@ def test_a_case_worked_by_hand():
     # Events: 1 (3 of 4 shared: right), 2 (2 of 6: wrong), 4 wrong, 5 wrong, and one 3 that covers two true ones, each
     # with 2 of 5: wrong. Hits 1; true 1 + 1 + 2 = 4, predicted 1 + 2 + 1 + 1 = 5.
     assert metrics["event_f1"] == 2 * 1 / (4 + 5)
-    # Per video, segments: 1: 6/7. 2: category 2 has 2 hits of 6 and 2, 4 has none: (4/8 + 0) / 2. 3: 5 has none: 0.
-    # 4: 8/9. Events: 1: 1; 2: 0; 3: 0; 4: 0.
-    assert metrics["segment_f1_per_video"] == pytest.approx((6 / 7 + 1 / 4 + 0 + 8 / 9) / 4)
-    assert metrics["event_f1_per_video"] == pytest.approx((1 + 0 + 0 + 0) / 4)
     # Background 2 + 0 + 6 + 2 of 24; category everywhere right on 4 + 6 + 6 (a video without event) + 4.
     assert result.references(B) == {"always_background": 10 / 24, "category_everywhere": 20 / 24}
 
@@ -37,7 +33,6 @@ def test_a_case_worked_by_hand():
 def test_nothing_to_count_is_not_zero():
     nothing = predictions([[B, B]], [[B, B]]).metrics(B)
     assert nothing["video_category"] is None and nothing["segment_f1"] is None and nothing["event_f1"] is None
-    assert nothing["segment_f1_per_video"] == nothing["event_f1_per_video"] == 1      # nothing true, nothing predicted
     assert predictions([[1, B]], [[B, B]]).metrics(B)["video_category"] == 0
 
 

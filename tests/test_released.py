@@ -1,9 +1,11 @@
 """The authors' checkpoints load as they are, and nothing that a file names is ever run."""
 import argparse
+import gzip
 import io
 import json
 import os
 import pickle
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -165,6 +167,8 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, cas
 
 with warnings.catch_warnings(action="ignore"):
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), TORCHSCRIPT := io.BytesIO())
+with zipfile.ZipFile(ZIP := io.BytesIO(), "w") as archive:
+    archive.writestr("PSP.pt", b"")
 OWN = PSPNetwork(8, 8, (2, 2), 3, **PUBLISHED["fully"])
 TENSORS = {"weight": torch.ones(20, 20)}
 BROKEN = r"cannot be read as a PyTorch checkpoint \(.*\); download it again"
@@ -174,6 +178,10 @@ OTHER_FILES = {      # name: (content, what is said)
     "empty": (b"", "is empty; download it again"),
     "web page": (b"\n<!DOCTYPE html><html>quota exceeded", "is a web page, not a checkpoint; download it again"),
     "TorchScript": (TORCHSCRIPT.getvalue(), "is a TorchScript archive, not a checkpoint; it was not run"),
+    "gzip": (gzip.compress(saved(TENSORS)), "is compressed; gunzip it first"),
+    "tar": (tarfile.TarInfo("PSP.pt").tobuf() + bytes(1024), "is a tar archive, not a checkpoint; .* extract it first"),
+    "zip": (ZIP.getvalue(), "is a zip archive, not a checkpoint; if one is in it, unzip it first"),
+    "safetensors": (b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file, which is not supported; .* with torch.save"),
     "log": (b'{"run": {"seed": 0}}\n', "is the log of a run; its checkpoint is PSP_fully.pt"),
     "text": (b"csv,of\nnames\n", "is not a file of torch.save; name the checkpoint itself"),
     "foreign": (saved(UserError()), r"names 'utils.UserError', which was not run; save the state_dict\(\) alone"),

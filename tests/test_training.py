@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -159,6 +160,19 @@ def test_a_run_that_a_full_disk_ended_continues_where_it_was_saved(train, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path, setting)
 
 
+def test_a_run_that_a_lost_share_ended_says_how_to_continue(train, monkeypatch):
+    left, getitem = iter(range(250)), h5py.Dataset.__getitem__
+
+    def read_while_it_lasts(self, rows):
+        if next(left, None) is None:
+            raise OSError("Can't synchronously read data (file read failed: errno = 116)")
+        return getitem(self, rows)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", read_while_it_lasts)
+    *_, stopped, error = train("fully", "--nb_epoch", 50, "--features", "disk", code=2).stderr.splitlines()
+    assert "repeat the command with --resume to continue with epoch" in stopped and "Stale file handle" in error
+
+
 @pytest.fixture
 def finished(trained, train, tmp_path):
     """(setting, folder, function that resumes it) of a copy of the finished run."""
@@ -201,8 +215,8 @@ def test_a_finished_run_may_be_resumed_from_elsewhere(finished, trained, tiny_fo
 
 
 @pytest.mark.parametrize("options, expected", [
-    (("--lr", 0.5), "other options (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "other network_args (threshold: "),
-    (("--dir_video", "other.h5"), "other data (fingerprint_test: ")])
+    (("--lr", 0.5), "another one (lr: 0.001 -> 0.5)"), (("--threshold", 0.2), "another one (threshold: "),
+    (("--dir_video", "other.h5"), "another one (fingerprint_test: ")])
 def test_resuming_another_run_is_refused_and_changes_nothing(finished, tiny_folder, monkeypatch, options, expected):
     _, folder, resume = finished
     monkeypatch.chdir(folder)
@@ -215,7 +229,7 @@ def test_resuming_another_run_is_refused_and_changes_nothing(finished, tiny_fold
 
 def test_a_state_of_other_code_is_refused_in_one_line(finished):
     setting, folder, resume = finished
-    change_state(folder, setting, lambda state: state.pop("custom_score"))
+    change_state(folder, setting, lambda state: state.pop("best_test"))
     error = resume(code=2).stderr
     assert "is not the state of a run of this code; start again without --resume" in error and error.count("\n") == 1
 
@@ -257,8 +271,9 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, t
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_file_system_without_locks_is_fine(train, monkeypatch):
-    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks_is_fine(train, monkeypatch, number):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(number, "No locks available")))
     train("fully", "--nb_epoch", 1)
 
 
@@ -291,6 +306,7 @@ def test_the_options_of_the_released_scripts(trained, train, tiny_folder, tmp_pa
     (["--trained_model_path", "x.pt", "--nb_epoch", "1"], "--nb_epoch needs --train"),
     (["--train", "--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
     (["--train", "--lr", "-1e-3"], "--lr: -1e-3 is negative"),
+    (["--train", "--model_name", "AVEL"], "AVEL has a script of its own, model/avel.py"),
     (["--train", "--thresh", "0.1"], "unrecognized arguments: --thresh"),
     (["--train", "--batch_size", "25"], "--batch_size 25 is larger than the training set (24 videos)"),
     (["--train", "--precision", "tf32", "--device", "cpu"], "--precision tf32: only NVIDIA GPUs have it"),
