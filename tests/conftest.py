@@ -3,7 +3,6 @@ import importlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -68,14 +67,6 @@ def close(actual, expected, tolerance=1e-8):
     actual, expected = torch.as_tensor(actual).detach().numpy(), np.asarray(expected)
     assert actual.shape == expected.shape
     assert np.linalg.norm(actual - expected) <= tolerance * max(np.linalg.norm(expected), 1e-12)
-
-
-def assert_close_json(path, expected_path, **tolerance):
-    """Asserts that two JSON files differ in nothing but their numbers, and in these within the tolerance."""
-    texts = (json.dumps(json.loads(file.read_text()), sort_keys=True) for file in (path, expected_path))
-    found, expected = (re.split(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)", text) for text in texts)      # each second is a number
-    assert found[::2] == expected[::2]
-    assert list(map(float, found[1::2])) == pytest.approx(list(map(float, expected[1::2])), **tolerance)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch
 from conftest import RELEASED, TESTS, read_log, rewrite
 from dataset import AVEDataset, find_files, required_files, shuffled
 from golden import recipe
+from model.avel import AVELNetwork, avel_fully_supervised_loss, avel_milestones
 from model.released_training import StaleTargets, draw_released_weights, fixed_batches, released_order
 from psp_model import PUBLISHED, PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss
 
@@ -88,3 +89,20 @@ def test_every_step_has_the_loss_of_the_released_scripts_own_run(quick_script, t
                  "--log_steps", "--device", "cpu", "--data_dir", twin_folder, "--output_dir", tmp_path)
     losses = sum([epoch["losses"] for epoch in read_log(tmp_path, setting)[1]], [])
     assert losses == pytest.approx(TWIN[setting], rel=1e-9)
+
+
+def test_the_learning_rate_of_AVEL_falls_after_the_epoch_of_each_15000th_step():
+    assert avel_milestones(steps_per_epoch=52, epochs=300) == [289]      # step 15,000 is in epoch 288
+    assert avel_milestones(steps_per_epoch=7500, epochs=4) == [2, 4]
+
+
+def test_AVEL_keeps_the_order_of_the_file(quick_script, tiny_folder, tmp_path):
+    quick_script("model/avel.py", "--setting", "fully", "--train", "--nb_epoch", 2, "--batch_size", 8, "--lr", 0,
+                 "--log_steps", "--device", "cpu", "--data_dir", tiny_folder, "--output_dir", tmp_path)
+    dataset = AVEDataset(find_files(tiny_folder, required_files(["train"])), "train")
+    torch.manual_seed(123)
+    network = AVELNetwork(12, 20, (3, 3), 5)
+    losses = [avel_fully_supervised_loss(network(batch["audio"], batch["visual"]), batch["labels"]).item()
+              for batch in map(dataset.__getitem__, torch.arange(24).split(8))]
+    for epoch in read_log(tmp_path, "fully", "AVEL")[1]:
+        assert epoch["losses"] == pytest.approx(losses, rel=1e-5)

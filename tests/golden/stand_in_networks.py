@@ -11,8 +11,11 @@ from torch import nn
 from model.avel import AVELNetwork
 from model.released_checkpoint import RELEASED_NAMES
 from psp_model import PUBLISHED, PSPNetwork
-from test_avel import RELEASED_NAMES as AVEL_NAMES
 
+AVEL_NAMES = {
+    "affine_video": "attention.U_v", "affine_audio": "attention.U_a", "affine_v": "attention.W_v",
+    "affine_g": "attention.W_g", "affine_h": "attention.w_h", "lstm_audio": "lstm_audio", "lstm_video": "lstm_visual",
+    "L1": "classifier.0", "L2": "classifier.2"}
 SETTING = Path(__file__).stem.removesuffix("_model")
 
 
