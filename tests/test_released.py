@@ -1,4 +1,4 @@
-"""The authors' checkpoints load as they are, and nothing that a file names is ever run."""
+"""The authors' checkpoints load as they are, nothing that a file names is ever run, and a broken file is told."""
 import argparse
 import gzip
 import io
@@ -16,7 +16,7 @@ import torch
 
 from conftest import TESTS
 from golden import recipe
-from model.checkpoint import load_checkpoint, rebuild
+from model.checkpoint import load_checkpoint, read_content, rebuild, save_tensors
 from model.released_checkpoint import Inert, our_name
 from psp_model import PAPER_THRESHOLD, PUBLISHED, PSPNetwork
 from stand_ins import released_network, save_module
@@ -172,6 +172,7 @@ with zipfile.ZipFile(ZIP := io.BytesIO(), "w") as archive:
 OWN = PSPNetwork(8, 8, (2, 2), 3, **PUBLISHED["fully"])
 TENSORS = {"weight": torch.ones(20, 20)}
 BROKEN = r"cannot be read as a PyTorch checkpoint \(.*\); download it again"
+NOT_OURS = r"is not a checkpoint of these networks; if it holds one, save its state_dict\(\) alone"
 OTHER_FILES = {      # name: (content, what is said)
     "cut": (saved(TENSORS)[:1000], BROKEN),
     "cut stream": (saved(TENSORS, legacy=True)[:1000], BROKEN),
@@ -186,15 +187,43 @@ OTHER_FILES = {      # name: (content, what is said)
     "text": (b"csv,of\nnames\n", "is not a file of torch.save; name the checkpoint itself"),
     "foreign": (saved(UserError()), r"names 'utils.UserError', which was not run; save the state_dict\(\) alone"),
     "ours": (saved(OWN), "is a whole module of psp_model.py, .* save network.state_dict.* instead, or use .*"),
-    "another entry": (saved({"net": TENSORS, "accuracy": np.float64(1)}),
-                      r"is not a checkpoint of these networks; if it holds one, save its state_dict\(\) alone"),
+    "another entry": (saved({"net": TENSORS, "accuracy": np.float64(1)}), NOT_OURS),
+    "no network_args": (saved({"setting": "fully", "model_name": "PSP", "weights": TENSORS}), NOT_OURS),
+    "state": (saved({"weights": TENSORS, "optimizer": {}}), "is the state of a run, .* its checkpoint is PSP_fully.pt"),
 }
 
 
 @pytest.mark.parametrize("case", OTHER_FILES)
 def test_other_files_end_in_one_line_that_says_what_they_are(tmp_path, case):
     content, expected = OTHER_FILES[case]
-    path = tmp_path / "PSP_fully.jsonl"
+    path = tmp_path / {"log": "PSP_fully.jsonl", "state": "PSP_fully_state.pt"}.get(case, "PSP.pt")
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: {expected}$"):
         load_checkpoint(path)
+
+
+# ------------------------------------------------------------------------------------------- our own files
+
+@pytest.mark.parametrize("network_args, expected", [
+    ({"in_features": 12, "out_features": 2, "heads": 8}, "'heads'"), ({"in_features": 12}, "'out_features'")])
+def test_arguments_that_this_code_does_not_take_are_refused(tmp_path, network_args, expected):
+    with pytest.raises(UserError, match=f"this code cannot build its network: Linear .*{expected}"):
+        rebuild({"network_args": network_args}, tmp_path, torch.nn.Linear)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="x.pt: only tensors and plain values can be saved"):
+        save_tensors(tmp_path / "x.pt", {"threshold": np.float64(0.1)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data.replace(np.float32(0.3).tobytes(), np.float32(-0.3).tobytes()),      # torch.load would take it
+    lambda data: b"", lambda data: data[:len(data) // 2], lambda data: bytes(len(data)), lambda data: b"?" + data[1:],
+    lambda data: data.replace(b"PK", b"KP")], ids=["another number", "empty", "cut", "zeros", "text", "damaged"])
+def test_a_broken_state_is_not_downloaded_again(tmp_path, damage):
+    path = tmp_path / "PSP_fully_state.pt"
+    save_tensors(path, {"weight": torch.full((2,), 0.3)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"^{path}: .*; start again without --resume$"):
+        read_content(path, remedy="start again without --resume")
