@@ -16,7 +16,7 @@ from conftest import TESTS, read  # noqa: E402
 from data.video import (VideoError, frame_numbers, log_mel_patches, picture_of, pictures_at_constant_rate,  # noqa: E402
                         read_clip, read_frames)
 from films import film, number_of, tone  # noqa: E402
-from golden import extraction_recipe as recipe  # noqa: E402
+from golden import recipe  # noqa: E402
 from model import feature_networks as networks  # noqa: E402
 from utils import UserError, locked  # noqa: E402
 

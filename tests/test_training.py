@@ -316,11 +316,6 @@ def test_options_that_cannot_be_used_are_refused_in_one_line(quick_script, tiny_
     assert expected in error and error.count("\n") == 1
 
 
-def test_released_initial_weights_need_all_layers(train):
-    error = train("fully", "--modality", "audio", "--quirks", "initial_weights", code=2).stderr
-    assert "initial_weights needs all layers" in error
-
-
 def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
     monkeypatch.setattr("dataset.rank_and_world_size", lambda: (1, 2))
     with pytest.raises(UserError, match="--batch_size 7 is not divisible by the number of processes, 2"):
