@@ -1,10 +1,9 @@
-"""Times training steps, their parts, and their largest matrix products alone; prints one row.
+"""Times training steps and their parts; prints one row.
 
     python tests/benchmark.py --data_dir data/full --setting weakly --device cuda --precision bf16
 
 Step: of many steps, with no wait for the device between them. Parts: medians of as many steps more, with a wait after
 each part; forward: with the loss.
-Products: of AVGA's first layer, H_v = V U_v^T and the gradient of U_v; every implementation has to compute them.
 Peak: memory of the GPU, without one that of the process (on Linux).
 """
 import os
@@ -67,7 +66,6 @@ def main():
         loss.backward()
         lap()
         optimizer.step()
-        return batch
 
     for _ in range(3):      # to warm up
         step()
@@ -81,15 +79,6 @@ def main():
         step(lambda: laps[-1].append(now()))
     forward, backward = 1000 * np.median(np.diff(laps, axis=1), axis=0)
 
-    V = step()["visual"].flatten(0, 3)
-    U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=V.dtype, device=device)
-    times = [now()]
-    for _ in range(8):      # the first three to warm up
-        H_v = torch.mm(V, U_v.T)
-        torch.mm(H_v.T, V)      # the gradient of U_v has these shapes
-        times.append(now())
-    products = 1000 * np.median(np.diff(times)[3:])
-
     start = now()
     predict(model, data["val"], args.batch_size)
     evaluated = len(data["val"]) / (now() - start)
@@ -97,8 +86,8 @@ def main():
     name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{name}, torch {torch.__version__}, batches of {args.batch_size}")
-    print("| setting | precision | forward ms | backward ms | step ms | products ms | train /s | eval /s | peak GB |")
-    print(f"| {args.setting} | {args.precision} | {forward:.0f} | {backward:.0f} | {step_ms:.0f} | {products:.0f} "
+    print("| setting | precision | forward ms | backward ms | step ms | train /s | eval /s | peak GB |")
+    print(f"| {args.setting} | {args.precision} | {forward:.0f} | {backward:.0f} | {step_ms:.0f} "
           f"| {1000 * args.batch_size / step_ms:.0f} | {evaluated:.0f} | {peak / 1e9:.1f} |")
 
 

@@ -97,7 +97,6 @@ def run_quickly(name, *options, code=0):
     return SimpleNamespace(stdout=out, stderr=error)
 
 
-main_in_process = pytest.fixture(lambda: run_main, name="main_in_process")
 quick_script = pytest.fixture(lambda: run_quickly, name="quick_script")
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import change, read, rewrite, set_attributes, with_value
+from conftest import change, read, rewrite, run_main, set_attributes, with_value
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -18,10 +18,10 @@ LABELS = "right_labels.h5", "mil_labels.h5", "prob_label.h5", "labels_noisy.h5"
 
 
 @pytest.fixture
-def audit(main_in_process):
+def audit():
     """(exit code, output) of a folder's audit."""
     def run(folder, *options):
-        code, out, error = main_in_process("data.check", "--data_dir", folder, *options)
+        code, out, error = run_main("data.check", "--data_dir", folder, *options)
         assert error == "" and "says more" not in out
         assert bool(re.search(": cannot be (trained|labelled)", out)) == ("\nWrong:" in out) == (code == 2)
         assert ("can be trained" in out and "but see what is doubtful" in out) == (code == 1)
@@ -105,7 +105,7 @@ def test_weak_files_are_not_asked_for_if_only_the_full_setting_is_wanted(audit, 
     assert code == 0 and "can be trained on (fully supervised)" in out
 
 
-def test_single_files_are_named_by_the_options_of_the_training_script(audit, main_in_process, data_folder, tmp_path):
+def test_single_files_are_named_by_the_options_of_the_training_script(audit, data_folder, tmp_path):
     for name in ("visual_feature.h5", "right_labels.h5", "mil_labels.h5"):
         (data_folder / name).rename(tmp_path / f"my_{name}")
     assert audit(data_folder)[1].count("MISSING") == 3
@@ -114,7 +114,7 @@ def test_single_files_are_named_by_the_options_of_the_training_script(audit, mai
                       "--dir_labels_gt", tmp_path / "my_right_labels.h5")
     assert code == 0 and "my_mil_labels.h5 " in out
     assert audit(data_folder, *visual, "--setting=fully", "--dir_labels", tmp_path / "my_right_labels.h5")[0] == 0
-    assert main_in_process("data.check", "--setting=fully", "--dir_labels_gt", "a.h5")[0] == 2
+    assert run_main("data.check", "--setting=fully", "--dir_labels_gt", "a.h5")[0] == 2
 
 
 def test_a_folder_of_features_alone(audit, bare_folder):
@@ -201,3 +201,60 @@ def test_no_command_writes_over_a_file(audit, data_folder):
     assert run_in_shell(command) == 0 and run_in_shell(command) != 0      # the second time it exists
     assert audit(data_folder, "--dir_video", new)[0] == 0
     assert (data_folder / "maps.npy").read_bytes() == kept
+
+
+def annotated(pattern, new):
+    """Replaces text in Annotations.txt."""
+    def apply(folder):
+        path = folder / "Annotations.txt"
+        path.write_text(re.sub(pattern, new, path.read_text()))
+    return apply
+
+
+TWICE = annotated("synthetic00001", "synthetic00000")
+NOTES = {
+    "twice": (TWICE, "1 ids occur more than once"),
+    "misspelt": (annotated("category ([0-3])", lambda found: ("Bark", "Cat", "Horse", "Hoarse")[int(found[1])]),
+                 r"'Hoarse' is not a category of AVE \(10 lines, the first is line 31\)"),
+    "alike": (annotated("category 1", "CATEGORY 0"), "'category 0' and 'CATEGORY 0' differ in case only"),
+    "late": (annotated(r"(synthetic00000.*&)\d+", r"\g<1>99"), "line 1 .* ends at second 99"),
+    "a label": (change("right_labels.h5", lambda a: with_value(a, (4, 2), [1, 0, 0, 0, 0])),
+                r"right_labels.h5: 1 of 40 videos .* row 4\); keep"),
+    "two events": (change("right_labels.h5", lambda a: with_value(a, (4, 2), [0, 1, 0, 0, 0])),
+                   r"1 videos have events of more than one category \(first in row 4\)"),
+}
+
+
+@pytest.mark.parametrize("apply, expected", NOTES.values(), ids=NOTES)
+def test_what_training_takes_is_noted(audit, data_folder, train, apply, expected):
+    apply(data_folder)
+    code, out = audit(data_folder, "--setting", "fully")
+    assert code == 0 and re.search(expected, out), out
+    train("weakly", "--data_dir", data_folder, "--nb_epoch", 1)
+
+
+@pytest.mark.parametrize("name", ["Annotations.txt", "videos.txt"])
+def test_features_alone_must_have_a_line_for_each_row(audit, tiny_folder, bare_folder, name):
+    text = (tiny_folder / "Annotations.txt").read_text()
+    (bare_folder / name).write_text(text)
+    assert audit(bare_folder)[0] == 0
+    (bare_folder / name).write_text(text + text.splitlines()[0] + "\n")
+    code, out = audit(bare_folder)
+    assert code == 2 and f"{name}: has 41 lines, but the data has 40 rows" in out
+    assert ("has 41 lines for 40 videos, since" in out) == (name == "Annotations.txt")
+
+
+def test_features_of_each_video_do_not_fit_labels_of_each_line(audit, data_folder):
+    TWICE(data_folder)
+    each(lambda a: a[1:], "audio_feature.h5", "visual_feature.h5")(data_folder)
+    code, out = audit(data_folder)
+    assert code == 2 and "has 40 lines for 39 videos, since" in out and "extract_features.py --annotations" in out
+
+
+@pytest.mark.parametrize("name", ["visual_feature", "visual_feature_noisy"])
+def test_a_dict_of_arrays_is_stacked_in_the_order_of_the_annotations(audit, data_folder, name):
+    expected = read(data_folder / f"{name}.h5")
+    np.save(data_folder / f"{name}.npy", {f"synthetic{row:05d}": expected[row] for row in range(len(expected))[::-1]})
+    (data_folder / f"{name}.h5").unlink()
+    follow_advice(audit(data_folder)[1])
+    assert np.array_equal(read(data_folder / f"{name}.h5"), expected) and audit(data_folder)[0] == 0

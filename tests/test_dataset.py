@@ -196,8 +196,6 @@ def test_each_epoch_has_each_video_once_in_a_new_order_of_its_seed():
     assert not torch.equal(next(shuffled(21, 4, seed=6)), first)
 
 
-# ------------------------------------------------------------------------------------------------- names
-
 @pytest.mark.parametrize("line", ["Bark&id&good&0", "Bark&id&good&a&3", ""])
 def test_a_malformed_annotation_is_refused_by_line_number(tmp_path, line):
     path = tmp_path / "Annotations.txt"

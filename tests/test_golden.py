@@ -1,8 +1,8 @@
 """The networks are the published ones: float64 agreement with numbers that their authors' code computed.
 
 golden/released.json (PSP) and golden/avel.json hold, for each setting, tensors (of wide ones, 8 channels and the norm),
-losses, the gradient norm of each parameter and the losses of 10 Adam steps. golden/make_golden.py makes them again, here
-from stand-ins of the authors' files, and shows a fault in these.
+losses, the gradient norm of each parameter and the losses of 10 Adam steps. golden/make_golden.py makes them again,
+here from stand-ins of the authors' files, and shows a fault in these.
 """
 import json
 from pathlib import Path
@@ -107,8 +107,6 @@ def test_ten_adam_steps_agree(run):
         losses.append(loss.item())
     close(losses, run.golden["adam_losses"])
 
-
-# ------------------------------------------------------------------------------------------- make_golden.py
 
 STAND_IN = (TESTS / "golden" / "stand_in_networks.py").read_text()
 

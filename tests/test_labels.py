@@ -1,11 +1,7 @@
-"""Labels built from annotations: worked by hand, and equal to the published files; what the audit says of both."""
-import re
-
+"""Labels built from annotations: worked by hand, and equal to the published files."""
 import numpy as np
-import pytest
 
-from conftest import change, read, with_value
-from test_check import audit, each, follow_advice  # noqa: F401
+from conftest import read
 
 
 def test_label_files_worked_by_hand(quick_script, tmp_path):
@@ -43,60 +39,3 @@ def test_equal_to_the_published_files(quick_script, real_ave, tmp_path):
     assert np.array_equal(read(tmp_path / "labels_noisy.h5"), read(real_ave / "labels_noisy.h5"))
     assert np.array_equal(1 - read(tmp_path / "right_labels.h5")[..., 28], read(real_ave / "labels_closs.h5"))
     assert done.stdout.count("zero length") == 1 and "video row 26" in done.stdout
-
-
-def annotated(pattern, new):
-    """Replaces text in Annotations.txt."""
-    def apply(folder):
-        path = folder / "Annotations.txt"
-        path.write_text(re.sub(pattern, new, path.read_text()))
-    return apply
-
-
-TWICE = annotated("synthetic00001", "synthetic00000")
-NOTES = {
-    "twice": (TWICE, "1 ids occur more than once"),
-    "misspelt": (annotated("category ([0-3])", lambda found: ("Bark", "Cat", "Horse", "Hoarse")[int(found[1])]),
-                 r"'Hoarse' is not a category of AVE \(10 lines, the first is line 31\)"),
-    "alike": (annotated("category 1", "CATEGORY 0"), "'category 0' and 'CATEGORY 0' differ in case only"),
-    "late": (annotated(r"(synthetic00000.*&)\d+", r"\g<1>99"), "line 1 .* ends at second 99"),
-    "a label": (change("right_labels.h5", lambda a: with_value(a, (4, 2), [1, 0, 0, 0, 0])),
-                r"right_labels.h5: 1 of 40 videos .* row 4\); keep"),
-    "two events": (change("right_labels.h5", lambda a: with_value(a, (4, 2), [0, 1, 0, 0, 0])),
-                   r"1 videos have events of more than one category \(first in row 4\)"),
-}
-
-
-@pytest.mark.parametrize("apply, expected", NOTES.values(), ids=NOTES)
-def test_what_training_takes_is_noted(audit, data_folder, train, apply, expected):  # noqa: F811
-    apply(data_folder)
-    code, out = audit(data_folder, "--setting", "fully")
-    assert code == 0 and re.search(expected, out), out
-    train("weakly", "--data_dir", data_folder, "--nb_epoch", 1)
-
-
-@pytest.mark.parametrize("name", ["Annotations.txt", "videos.txt"])
-def test_features_alone_must_have_a_line_for_each_row(audit, tiny_folder, bare_folder, name):  # noqa: F811
-    text = (tiny_folder / "Annotations.txt").read_text()
-    (bare_folder / name).write_text(text)
-    assert audit(bare_folder)[0] == 0
-    (bare_folder / name).write_text(text + text.splitlines()[0] + "\n")
-    code, out = audit(bare_folder)
-    assert code == 2 and f"{name}: has 41 lines, but the data has 40 rows" in out
-    assert ("has 41 lines for 40 videos, since" in out) == (name == "Annotations.txt")
-
-
-def test_features_of_each_video_do_not_fit_labels_of_each_line(audit, data_folder):  # noqa: F811
-    TWICE(data_folder)
-    each(lambda a: a[1:], "audio_feature.h5", "visual_feature.h5")(data_folder)
-    code, out = audit(data_folder)
-    assert code == 2 and "has 40 lines for 39 videos, since" in out and "extract_features.py --annotations" in out
-
-
-@pytest.mark.parametrize("name", ["visual_feature", "visual_feature_noisy"])
-def test_a_dict_of_arrays_is_stacked_in_the_order_of_the_annotations(audit, data_folder, name):  # noqa: F811
-    expected = read(data_folder / f"{name}.h5")
-    np.save(data_folder / f"{name}.npy", {f"synthetic{row:05d}": expected[row] for row in range(len(expected))[::-1]})
-    (data_folder / f"{name}.h5").unlink()
-    follow_advice(audit(data_folder)[1])
-    assert np.array_equal(read(data_folder / f"{name}.h5"), expected) and audit(data_folder)[0] == 0

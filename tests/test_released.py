@@ -202,8 +202,6 @@ def test_other_files_end_in_one_line_that_says_what_they_are(tmp_path, case):
         load_checkpoint(path)
 
 
-# ------------------------------------------------------------------------------------------- our own files
-
 @pytest.mark.parametrize("network_args, expected", [
     ({"in_features": 12, "out_features": 2, "heads": 8}, "'heads'"), ({"in_features": 12}, "'out_features'")])
 def test_arguments_that_this_code_does_not_take_are_refused(tmp_path, network_args, expected):
