@@ -171,12 +171,3 @@ def test_predictions_are_written_through_a_link_and_into_an_empty_file(evaluate,
     (tmp_path / "link.json").symlink_to(tmp_path / "empty.json")
     evaluate("--save_predictions", tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink() and "videos" in (tmp_path / "empty.json").read_text()
-
-
-def test_results_of_several_seeds_say_what_made_them_but_no_folder(train, tmp_path):
-    out = train("fully", "--nb_epoch", 1, "--runs", 2).stdout
-    text = (tmp_path / "PSP_fully_runs.json").read_text()
-    saved = json.loads(text)
-    low, high = (100 * saved["summary"][end] for end in ("low", "high"))
-    assert f"7 test videos (bootstrap): {low:.2f} to {high:.2f} %" in out and "note: 2 seeds;" in out
-    assert len(saved["revisions"]) == len(saved["processors"]) == 1 and tmp_path.name not in text

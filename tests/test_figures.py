@@ -173,13 +173,12 @@ def test_curves_are_drawn_at_the_epochs_that_all_runs_have():
 @pytest.mark.parametrize("script", [[MAIN["fully"]], ["model/avel.py", "--setting", "fully"]], ids=["PSP", "AVEL"])
 def test_a_video_is_drawn_with_frames_and_sound(data_folder, tmp_path, script):
     """With names that matplotlib would take for formulas."""
-    pytest.importorskip("av")
-    from films import film, tone
+    films = pytest.importorskip("films")
     annotations, picture, data = data_folder / "Annotations.txt", tmp_path / "a.png", ("--data_dir", data_folder)
     annotations.write_text(annotations.read_text().replace("category 1", "cash $x_{ $"))
     run_quickly(*script, "--train", "--nb_epoch", 1, "--batch_size", 12, *data, "--output_dir", tmp_path)
     path, = tmp_path.glob("*_fully.pt")
-    recording = film(tmp_path / "film.mkv", seconds=6, rate=4, sound=tone(6))
+    recording = films.film(tmp_path / "film.mkv", seconds=6, rate=4, sound=films.tone(6))
     run_quickly("run_figures.py", "video", path, *data, "--video_file", recording, "--output", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -195,12 +194,11 @@ def test_the_curves_of_different_trainings_are_not_averaged(tmp_path):
 
 
 def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_path):
-    pytest.importorskip("av")
-    from films import film, number_of, tone
-    sound = np.concatenate([np.zeros((16000, 1), np.int16), tone(1, strength=0.5), np.zeros((48000, 1), np.int16)])
-    path = film(tmp_path / "film.mkv", seconds=5, rate=10, sound=sound)
+    films = pytest.importorskip("films")
+    sound = np.pad(films.tone(1, strength=0.5), ((16000, 48000), (0, 0)))
+    path = films.film(tmp_path / "film.mkv", seconds=5, rate=10, sound=sound)
     frames, loudness = run_figures.read_recording(path, 5)
-    assert [number_of(frame) for frame in frames] == [5, 15, 25, 35, 45]
+    assert [films.number_of(frame) for frame in frames] == [5, 15, 25, 35, 45]
     assert loudness.reshape(5, -1).max(axis=1) == pytest.approx([0, 0.5, 0, 0, 0], abs=0.01)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from conftest import TESTS, close
 from golden import make_golden, recipe
@@ -79,13 +79,10 @@ def test_every_intermediate_tensor_agrees(run):
             close(run.tensors[name].norm(), run.golden.get(f"{name}_norm", np.linalg.norm(expected)))
 
 
-def test_losses_and_accuracy_agree(run):
+def test_losses_agree(run):
     close(run.loss(run.output), run.golden["loss"])
-    if run.model == "released":
-        close((run.output.logits.argmax(-1) == run.labels).double().mean(), run.golden["accuracy"])
-    if "lam" in run.golden:
+    if "loss_avps" in run.golden:
         close(avps_loss(run.output.similarity, avps_target(run.labels, 28)), run.golden["loss_avps"])
-        close(cross_entropy(run.output.logits.flatten(0, 1), run.labels.flatten()), run.golden["loss_ce"])
 
 
 def test_every_gradient_norm_agrees_and_no_parameter_is_unused(run):

@@ -1,8 +1,7 @@
-"""Metrics besides segment accuracy, and the interval of a mean, on cases worked by hand or in another way."""
+"""Metrics besides segment accuracy, on cases worked by hand."""
 import numpy as np
-import pytest
 
-from model.metrics import Predictions, bootstrap_interval, matched_events
+from model.metrics import Predictions, matched_events
 
 B = 9      # background
 
@@ -41,11 +40,3 @@ def test_half_an_overlap_is_enough_and_a_true_event_counts_once():
     assert matched_events([(1, 0, 4)], [(1, 3, 7)]) == 0            # 1 of 7
     assert matched_events([(1, 0, 4)], [(2, 0, 4)]) == 0            # another category
     assert matched_events([(1, 0, 4)], [(1, 0, 2), (1, 2, 4)]) == 1
-
-
-def test_the_bootstrap_gives_the_interval_of_the_mean():
-    values = np.random.default_rng(1).random((1, 400))
-    low, high = bootstrap_interval(values)
-    error = 1.96 * values.std() / 20      # of the normal approximation, good for 400 values
-    assert low == pytest.approx(values.mean() - error, abs=0.1 * error)
-    assert high == pytest.approx(values.mean() + error, abs=0.1 * error)

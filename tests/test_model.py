@@ -1,4 +1,4 @@
-"""Propagation, the losses and the ablations, on examples worked by hand and in other ways."""
+"""Propagation, the targets of L_avps and the ablations, on examples worked by hand and in other ways."""
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""The released code's protocol, batch for batch and step for step, and what each option of training changes."""
+"""The protocols of the released code and of AVEL, batch for batch, and what each option of training changes."""
 import json
 
 import numpy as np

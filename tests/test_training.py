@@ -100,9 +100,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(train, setting):
 
 # ---------------------------------------------------------------------------------------- several seeds
 
-def test_runs_equal_runs_of_single_seeds(train, tmp_path):
+def test_runs_equal_runs_of_single_seeds_and_name_no_folder(train, tmp_path):
     out = train("fully", "--seed", 5, "--runs", 2, "--output_dir", tmp_path / "runs").stdout
-    saved = json.loads((tmp_path / "runs" / "PSP_fully_runs.json").read_text())
+    text = (tmp_path / "runs" / "PSP_fully_runs.json").read_text()
+    saved = json.loads(text)
+    assert tmp_path.name not in text and len(saved["revisions"]) == len(saved["processors"]) == 1
     assert [run["seed"] for run in saved["runs"]] == [5, 6]
     for run in saved["runs"]:
         train("fully", "--seed", run["seed"], "--output_dir", tmp_path / f"{run['seed']}")
@@ -115,7 +117,8 @@ def test_runs_equal_runs_of_single_seeds(train, tmp_path):
     low, high = bootstrap_interval(np.array([run["test_correct"] for run in saved["runs"]]) / 6)
     assert saved["summary"] == pytest.approx(
         {"n": 2, "mean": np.mean(test), "std": np.std(test, ddof=1), "low": low, "high": high})
-    assert f"{100 * np.mean(test):.2f} ± {100 * np.std(test, ddof=1):.2f} %" in out
+    assert f"{100 * np.mean(test):.2f} ± {100 * np.std(test, ddof=1):.2f} %" in out and "note: 2 seeds;" in out
+    assert f"7 test videos (bootstrap): {100 * low:.2f} to {100 * high:.2f} %" in out
 
 
 def test_runs_of_both_settings_are_kept_apart_and_resumed(train, tmp_path):
