@@ -1,9 +1,11 @@
-"""Times training steps and their parts; prints one row.
+"""Times training steps, their parts, and their largest matrix products alone; prints one row.
 
     python tests/benchmark.py --data_dir data/full --setting weakly --device cuda --precision bf16
 
 Step: of many steps, with no wait for the device between them. Parts: medians of as many steps more, with a wait after
 each part; forward: with the loss.
+Products: of AVGA's first layer, H_v = V U_v^T and the gradient of U_v; every implementation has to compute them.
+Kernels: operations of a step but views; on a GPU, each launches a kernel, and each LSTM some more.
 Peak: memory of the GPU, without one that of the process (on Linux).
 """
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import FEATURES, TrainingBatches, network_inputs  # noqa: E402
@@ -23,6 +26,16 @@ from model.evaluate import predict  # noqa: E402
 from model.options import data_sizes  # noqa: E402
 from psp_model import PUBLISHED, PSPNetwork, avps_target, fully_supervised_loss, weakly_supervised_loss  # noqa: E402
 from utils import OptionParser, bounded, one_line_errors, set_up_device, wrap_for_training  # noqa: E402
+
+
+class CountKernels(TorchDispatchMode):
+    """Counts the operations that are neither views nor allocations."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        view = any(value.alias_info and not value.alias_info.is_write for value in function._schema.returns)
+        self.count += not view and "empty" not in function._schema.name
+        return function(*args, **kwargs or {})
 
 
 def main():
@@ -66,6 +79,7 @@ def main():
         loss.backward()
         lap()
         optimizer.step()
+        return batch
 
     for _ in range(3):      # to warm up
         step()
@@ -78,6 +92,17 @@ def main():
         laps.append([])
         step(lambda: laps[-1].append(now()))
     forward, backward = 1000 * np.median(np.diff(laps, axis=1), axis=0)
+    with CountKernels() as kernels:
+        batch = step()
+
+    V = batch["visual"].flatten(0, 3)
+    U_v = torch.rand(network.attention.U_v.out_features, sizes.visual_dim, dtype=V.dtype, device=device)
+    times = [now()]
+    for _ in range(8):      # the first three to warm up
+        H_v = torch.mm(V, U_v.T)
+        torch.mm(H_v.T, V)      # the gradient of U_v has these shapes
+        times.append(now())
+    products = 1000 * np.median(np.diff(times)[3:])
 
     start = now()
     predict(model, data["val"], args.batch_size)
@@ -86,9 +111,10 @@ def main():
     name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{name}, torch {torch.__version__}, batches of {args.batch_size}")
-    print("| setting | precision | forward ms | backward ms | step ms | train /s | eval /s | peak GB |")
-    print(f"| {args.setting} | {args.precision} | {forward:.0f} | {backward:.0f} | {step_ms:.0f} "
-          f"| {1000 * args.batch_size / step_ms:.0f} | {evaluated:.0f} | {peak / 1e9:.1f} |")
+    print("| setting | precision | forward ms | backward ms | step ms | kernels | products ms | train /s | eval /s "
+          "| peak GB |")
+    print(f"| {args.setting} | {args.precision} | {forward:.0f} | {backward:.0f} | {step_ms:.0f} | {kernels.count} "
+          f"| {products:.0f} | {1000 * args.batch_size / step_ms:.0f} | {evaluated:.0f} | {peak / 1e9:.1f} |")
 
 
 if __name__ == "__main__":

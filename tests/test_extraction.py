@@ -18,7 +18,7 @@ from data.video import (VideoError, frame_numbers, log_mel_patches, picture_of, 
 from films import film, number_of, tone  # noqa: E402
 from golden import recipe  # noqa: E402
 from model import feature_networks as networks  # noqa: E402
-from utils import UserError  # noqa: E402
+from utils import UserError, locked  # noqa: E402
 
 OUT = Path("out")      # in the folder of a test
 GOLDEN = json.loads((TESTS / "golden/extraction.json").read_text())
@@ -259,6 +259,12 @@ def test_with_annotations_a_part_of_the_name_is_enough_if_it_is_clear(run, tmp_p
     error = run(tmp_path / "clips", ids=["-x_Y1", "qqq", "abc", "caf\u00e9", "two", "m", "n"], code=1)
     assert "5 of 9 files are not used, as no line is theirs alone: abc.f137.mp4, m n.mp4, qqqq.mp4, ..." in error
     assert_shows([*used, None, None, None])      # nothing that is unclear
+
+
+def test_two_runs_do_not_write_into_one_folder(run, clips):
+    OUT.mkdir()
+    with locked(OUT / "extraction.lock"):
+        assert "another run is writing there" in run(clips / "c.mov", code=2)
 
 
 def test_a_stopped_run_continues_and_ends_in_the_same_bytes(run, clips, monkeypatch):

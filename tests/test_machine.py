@@ -179,6 +179,11 @@ def test_a_terminal_without_a_character_ends_no_run(monkeypatch):
     assert out.read() == "80 \\xb1 1 %\n"
 
 
+def test_an_explicit_gpu_is_refused_with_several_processes(monkeypatch, train):
+    monkeypatch.setattr(utils, "rank_and_world_size", lambda: (0, 2))
+    assert "--device cuda:0: with torchrun" in train("fully", "--device", "cuda:0", code=2).stderr
+
+
 def test_variables_of_a_cluster_without_torchrun_are_ignored(train, tmp_path, monkeypatch):
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "3"), ("MASTER_ADDR", "10.0.0.1")):
         monkeypatch.setenv(name, value)
