@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # huge pages, from the first tensor on: a batch is made faster
 ROOT = Path(__file__).resolve().parent
 # In messages of PyTorch and of CUDA's libraries.
 OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) a primitive|ALLOC(ATION)?_FAILED"
@@ -54,9 +56,8 @@ def one_line_errors():
         _end(f"not enough memory ({one_line(error)}); try --features disk, or a smaller --batch_size")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _end(f"{where}{error.strerror or one_line(error)}"
-             + ("; free some space and try again" if full else ""))
+        remedy = "; free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        _end(f"{where}{error.strerror or one_line(error)}{remedy}")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -71,9 +72,7 @@ def _end(message):
 
 def progress_bar(**options):
     """A tqdm bar on standard error: redrawn on a terminal; elsewhere, for example in a log file, a line every 30 s."""
-    if sys.stderr is None or getattr(sys.stderr, "closed", False):
-        return tqdm(**{**options, "disable": True})
-    if getattr(sys.stderr, "isatty", bool)():
+    if sys.stderr.isatty():
         return tqdm(mininterval=0.5, **options)
     return tqdm(mininterval=30, bar_format="{l_bar}{bar:20}{r_bar}\n", **options)
 
@@ -88,11 +87,6 @@ class OptionParser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
-        option = message.removeprefix("argument ").partition(":")[0]
-        if message.endswith("expected one argument"):      # argparse takes a value with a dash for an option
-            for before, value in zip(sys.argv, sys.argv[1:]):
-                if before == option and re.fullmatch(r"-[\d.]+(e-?\d+)?", value):
-                    message = f"{option}: {value} is negative"
         _end(f"{message} (see --help)")
 
 
@@ -148,7 +142,8 @@ def set_up_device(name, precision="fp32"):
     elif precision == "tf32":
         raise UserError(f"--precision tf32: only NVIDIA GPUs have it, not {device}; choose fp32 or bf16")
     if device.type == "cpu":
-        if precision == "bf16" and not has_bf16(Path("/proc/cpuinfo")):
+        cpuinfo = Path("/proc/cpuinfo")      # with flags such as amx_bf16
+        if precision == "bf16" and cpuinfo.is_file() and "bf16" not in cpuinfo.read_text():
             print("note: this processor does not multiply bfloat16 itself; --precision bf16 is slower than fp32 here")
         if gpu_is_unusable(Path("/dev")):
             built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
@@ -164,11 +159,6 @@ def gpu_is_unusable(devices):
     """Whether a folder of devices such as /dev has an NVIDIA GPU, which nobody hides, but PyTorch finds none."""
     hidden = "CUDA_VISIBLE_DEVICES" in os.environ
     return not hidden and not torch.cuda.is_available() and any(devices.glob("nvidia[0-9]*"))
-
-
-def has_bf16(cpuinfo):
-    """Whether a processor multiplies bfloat16 itself; True if its system does not say."""
-    return not cpuinfo.is_file() or bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text()))
 
 
 def set_seed(seed):
@@ -188,17 +178,13 @@ class InPrecision(nn.Module):
     def forward(self, *features):
         with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.bf16):
             output = self.network(*features)
-        return in_dtype(output, torch.get_default_dtype())
+        return tree_map(in_default_dtype, output)
 
 
-def in_dtype(value, dtype):
-    """A tensor in a floating dtype; of a dict, list or tuple, each tensor in it."""
-    if isinstance(value, dict):
-        return {name: in_dtype(part, dtype) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [in_dtype(part, dtype) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+def in_default_dtype(value):
+    """A floating tensor in PyTorch's default dtype; anything else as it is."""
+    floating = torch.is_tensor(value) and value.is_floating_point()
+    return value.to(torch.get_default_dtype()) if floating else value
 
 
 def wrap_for_training(network, precision):
@@ -224,30 +210,28 @@ def write_atomically(path, content):
     """Writes text or bytes; at any moment, `path` is either the former file or the whole new one."""
     partial = Path(f"{path}.{os.getpid()}.partial")
     try:
-        try:
-            with open(partial, "wb") as file:
-                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
     except OSError as error:      # of a failed write, it names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path):
-    """Holds a lock on this file, and makes it; UserError if another process does. Not all file systems have locks."""
+    """Makes this file and holds a lock on it, if the file system has locks; UserError if another process holds it."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"{path.parent}: another run is writing there; wait for it, or choose another "
-                                "--output_dir") from error
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
-                raise
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"{path.parent}: another run is writing there; wait for it, or choose another "
+                            "--output_dir") from error
+        except OSError:      # of a file system without locks
+            pass
         yield
 
 

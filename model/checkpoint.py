@@ -3,7 +3,6 @@
 A checkpoint is a dict: setting ('fully' or 'weakly'), model_name, network_args (the arguments of the network's class),
 weights, and the header and scores of the run that made it, see model/run.py.
 """
-import inspect
 import io
 import math
 import pickle
@@ -14,7 +13,7 @@ import torch
 
 from model.class_names import AVE_CLASSES
 from model.released_checkpoint import (
-    DOWNLOAD, NOT_OURS, find_weights, read_bytes, read_released, released_setting, released_weights)
+    DOWNLOAD, NOT_OURS, find_weights, read_bytes, read_released, released_weights)
 from psp_model import PUBLISHED
 from utils import UserError, one_line, write_atomically
 
@@ -33,7 +32,6 @@ def save_tensors(path, content):
 def save_checkpoint(path, network, header, record):
     """Writes a checkpoint, with the weights as CPU tensors; header: of its run, record: the log line of its epoch."""
     weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
-    record = {name: value.item() if isinstance(value, np.generic) else value for name, value in record.items()}
     save_tensors(path, {**header, **record, "weights": weights})
 
 
@@ -41,9 +39,8 @@ def read_content(path, remedy=DOWNLOAD):
     """What torch.save wrote to `path`: tensors on the CPU and plain values; of the authors' files, {name: tensor}.
 
     remedy: what to do about a broken file. Runs nothing that the file names. Raises UserError for a file that is
-    missing, broken or refused.
+    broken or refused.
     """
-    path = Path(path)
     data = read_bytes(path, remedy)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -61,10 +58,7 @@ def load_checkpoint(path, setting=None):
     entries = content.keys() if isinstance(content, dict) else set()
     weights = find_weights(content)
     if weights is not None:
-        try:
-            content = _checkpoint_from(weights)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        content = _checkpoint_from(weights, path)
     elif {"optimizer", "weights"} <= entries:
         raise UserError(f"{path}: is the state of a run, for --resume; its checkpoint is "
                         f"{path.name.replace('_state', '')}")
@@ -76,13 +70,11 @@ def load_checkpoint(path, setting=None):
     return content
 
 
-def _checkpoint_from(weights):
+def _checkpoint_from(weights, path):
     """A checkpoint from bare tensors with the authors' names or ours; all else has the paper's value ('assumed')."""
-    setting, names = released_setting(weights), {}
-    if setting is None:      # our names
-        setting = "weakly" if "weighting.weight" in weights else "fully"
-    else:
-        weights, names = released_weights(weights, setting), {"class_names": list(AVE_CLASSES)}
+    setting, names = "weakly" if {"W3.weight", "weighting.weight"} & weights.keys() else "fully", {}
+    if "L1.weight" in weights:      # the authors' names
+        weights, names = released_weights(weights, setting, path), {"class_names": list(AVE_CLASSES)}
     try:
         side = math.isqrt(weights["attention.w_h.weight"].shape[1])
         audio_dim = weights["audio_in.0.weight" if setting == "fully" else "attention.U_a.weight"].shape[1]
@@ -90,7 +82,7 @@ def _checkpoint_from(weights):
                             map_size=(side, side), num_classes=weights["classifier.2.weight"].shape[0],
                             **PUBLISHED[setting])
     except (KeyError, IndexError) as error:
-        raise UserError(f"is not a checkpoint of these networks: {error} is missing") from error
+        raise UserError(f"{path}: is not a checkpoint of these networks: {error} is missing") from error
     return {"setting": setting, "model_name": "PSP", "network_args": network_args, "weights": weights, **names,
             "assumed": True}
 
@@ -104,11 +96,10 @@ def rebuild(checkpoint, path, network_class, sizes=None):
     """
     network_args = checkpoint["network_args"]
     try:
-        inspect.signature(network_class).bind(**network_args)
         network = network_class(**network_args)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: this code cannot build its network: {network_class.__name__} {one_line(error)}; use "
-                        "the code that trained it") from error
+        raise UserError(f"{path}: this code cannot build its network ({one_line(error)}); use the code that trained "
+                        "it") from error
     for name in ("audio_dim", "visual_dim", "map_size", "num_classes") if sizes else ():
         needed = getattr(sizes, name)
         if needed is not None and not np.array_equal(network_args[name], needed):

@@ -57,16 +57,15 @@ def evaluate_checkpoint(args, network_class, script):
     If the folder has features but neither label nor order files, all its videos are labelled and nothing is scored.
     script: the main script.
     """
-    if rank_and_world_size()[1] > 1:
-        raise UserError("evaluation runs in one process; start it without torchrun")
-    check_predictions_path(args.save_predictions)
-    checkpoint = load_checkpoint(args.trained_model_path, args.setting)
+    path, output = args.trained_model_path, args.save_predictions
+    if output and output.exists() and not (output.is_file() and output.read_bytes()[:14] in (b"", b'{"label_names"')):
+        raise UserError(f"--save_predictions {output}: exists already, and holds no predictions; choose another name")
+    checkpoint = load_checkpoint(path, args.setting)
     if args.model_name != checkpoint["model_name"]:
-        raise UserError(f"{args.trained_model_path}: is a checkpoint of {checkpoint['model_name']}, not of "
-                        f"{args.model_name}; evaluate it with the script that trained it (model/avel.py for AVEL)")
+        raise UserError(f"{path}: is a checkpoint of {checkpoint['model_name']}, not of {args.model_name}; "
+                        "evaluate it with the script that trained it (model/avel.py for AVEL)")
     if "assumed" in checkpoint:
-        print(f"note: {args.trained_model_path} holds weights alone; threshold and switches are assumed to be the "
-              "paper's")
+        print(f"note: {path} holds weights alone; threshold and switches are assumed to be the paper's")
     code = code_checksum(script)
     trained_by = [checkpoint.get(name, {}).get("code", code) for name in ("versions", "resumed_with")]
     if trained_by != [code, code]:
@@ -81,14 +80,14 @@ def evaluate_checkpoint(args, network_class, script):
         before = checkpoint.get("data", {}).get(f"fingerprint_{split}", dataset.fingerprint)
         if before != dataset.fingerprint:
             print(f"note: {split} has other features, labels or videos than in the training of this checkpoint")
-    network = rebuild(checkpoint, args.trained_model_path, network_class, sizes).to(device)
-    names, ids = match_labels(checkpoint, args.trained_model_path, data, args.data_dir, args.annotations)
+    network = rebuild(checkpoint, path, network_class, sizes).to(device)
+    names, ids = match_labels(checkpoint, path, data, args.data_dir, args.annotations)
 
     model = wrap_for_training(network, args.precision)
     results = {split: predict(model, dataset, args.batch_size) for split, dataset in data.items()}
 
     saved = f", saved after epoch {checkpoint['epoch']}" if "epoch" in checkpoint else ""
-    print(", ".join([f"{args.trained_model_path}: {args.setting} supervised {args.model_name}{saved}",
+    print(", ".join([f"{path}: {args.setting} supervised {args.model_name}{saved}",
                      *unpublished_args(checkpoint, network_class)]))
     note = pruning_note(next(iter(results.values())).kept_pairs, checkpoint["network_args"].get("threshold"))
     if note:
@@ -98,8 +97,8 @@ def evaluate_checkpoint(args, network_class, script):
         print_found_classes(results[None], names)
     else:
         print_scores(results, names)
-    if args.save_predictions:
-        save_predictions(args.save_predictions, results, names, ids)
+    if output:
+        save_predictions(output, results, names, ids)
 
 
 def unpublished_args(checkpoint, network_class):
@@ -146,11 +145,8 @@ def print_scores(results, names):
         found = [result.label_accuracy(label) for result in results.values()]
         print(f"{name:{width}}" + "".join(f"  {segments:>14}  {percent(accuracy):>8}" for accuracy, segments in found))
     for split, result in results.items():
-        recall, segments = result.label_accuracy(background)
-        values = {**result.metrics(background), **result.references(background)}
-        shown = {name: percent(value) for name, value in values.items()}
-        print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments; background recall: "
-              + (f"{percent(recall)} of {segments}" if segments else "no background segments"))
+        shown = {name: percent(value) for name, value in result.metrics(background).items()}
+        print(f"{split} accuracy: {percent(result.accuracy)} of {result.labels.size} segments")
         print(f"{split} event or background: {shown['event_or_background']}; video category: "
               f"{shown['video_category']}; segment F1: {shown['segment_f1']}; event F1: {shown['event_f1']}")
         print(f"{split} for reference: always background {shown['always_background']}; "
@@ -158,22 +154,11 @@ def print_scores(results, names):
 
 
 def print_found_classes(result, names):
-    """Prints how many videos and segments were given each label, most videos first."""
-    found = [(int((result.predicted == label).any(axis=1).sum()), int((result.predicted == label).sum()), name)
-             for label, name in enumerate(names)]
-    for videos, segments, name in sorted(found, key=lambda row: (-row[0], -row[1])):
-        if videos:
-            print(f"{name:{max(map(len, names))}}  {videos:>6} videos  {segments:>7} segments")
-
-
-def check_predictions_path(path):
-    """Raises UserError, before any work, if predictions cannot be written or would replace another file."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise UserError(f"--save_predictions {path}: the folder {path.parent} does not exist")
-    if path.exists() and not (path.is_file() and path.read_bytes()[:14] in (b"", b'{"label_names"')):
-        raise UserError(f"--save_predictions {path}: exists already, and holds no predictions; choose another name")
+    """Prints how many videos and segments were given each label."""
+    for label, name in enumerate(names):
+        found = result.predicted == label
+        if found.any():
+            print(f"{name:{max(map(len, names))}}  {found.any(axis=1).sum():>6} videos  {found.sum():>7} segments")
 
 
 def save_predictions(path, results, names, ids):
@@ -187,6 +172,7 @@ def save_predictions(path, results, names, ids):
     } for split, result in results.items()
       for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
     lines = ",\n".join("  " + json.dumps(video) for video in videos)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.resolve(), f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
     print(f"predictions of {len(videos)} videos: {path}")
 
@@ -194,32 +180,31 @@ def save_predictions(path, results, names, ids):
 # -------------------------------------------------------------------------------------------- several seeds
 
 def train_seeds(args, train, data, device):
-    """Calls train(args, data, device) once or, with --runs, for each seed with a folder of its own, and reports all."""
-    if args.runs == 1:
-        train(args, data, device)
-        return
+    """Calls train(args, data, device) once or, with --runs, for each seed with a folder of its own, and reports all.
+
+    Keeps other runs out of the folder, by a lock on an empty file.
+    """
     first, results = rank_and_world_size()[0] == 0, []
+    name = f"{args.model_name}_{args.setting}"
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(runs_path(args).with_suffix(".lock")) if first else nullcontext():
+    with locked(args.output_dir / f"{name}.lock") if first else nullcontext():
+        if args.runs == 1:
+            train(args, data, device)
+            return
         for seed in range(args.seed, args.seed + args.runs):
             print(f"seed {seed}:")
             own = {"seed": seed, "output_dir": args.output_dir / f"seed{seed}"}
             results.append(train(argparse.Namespace(**{**vars(args), **own}), data, device))
         if first:
-            report_runs(args, results, data["test"])
+            report_runs(args.output_dir / f"{name}_runs.json", args, results, data["test"])
 
 
-def runs_path(args):
-    return args.output_dir / f"{args.model_name}_{args.setting}_runs.json"
-
-
-def report_runs(args, rows, test_set):
+def report_runs(path, args, rows, test_set):
     """Prints and writes the results of all seeds; rows: what `train` returned for each."""
     test = np.array([row["test"] for row in rows])
     accuracy = np.array([row["test_correct"] for row in rows]) / test_set.sizes.num_segments      # [runs, videos]
     low, high = bootstrap_interval(accuracy)
     summary = {"n": len(rows), "mean": float(test.mean()), "std": float(test.std(ddof=1)), "low": low, "high": high}
-    path = runs_path(args)
     back_up([path])
     options = {name: value for name, value in sorted(vars(args).items())
                if name != "resume" and not isinstance(value, Path)}      # results tell nothing of the user's folders
@@ -233,8 +218,7 @@ def report_runs(args, rows, test_set):
         accuracies = [100 * row[name] for name in ("val", "test", "last_test")]
         print(f"{row['seed']:<6} {row['best_epoch']:>10}  " + "{:6.2f}  {:6.2f}   {:16.2f}".format(*accuracies))
     print(f"test accuracy at the chosen epoch: {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} % "
-          f"(mean and sample standard deviation of n = {len(rows)} seeds: "
-          f"{', '.join(f'{100 * value:.2f}' for value in test)})")
+          f"(mean and sample standard deviation of n = {len(rows)} seeds)")
     print(f"95 % interval over seeds and the {accuracy.shape[1]} test videos (bootstrap): "
           f"{100 * low:.2f} to {100 * high:.2f} %")
     note_few_seeds(len(rows))

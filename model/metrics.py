@@ -31,6 +31,8 @@ class Predictions:
         video_category: share of videos with an event whose category is the most frequent predicted one.
         segment_f1: F1 over all segments; a correct event label is a hit.
         event_f1: F1 over all events, the runs of segments of one category; see `matched_events` for a hit.
+        always_background, category_everywhere: for reference, the accuracy of always saying background, and of knowing
+        each video's category but localising nothing.
         """
         event, predicted_event = self.labels != background, self.predicted != background
         hits = int((event & (self.predicted == self.labels)).sum())
@@ -44,14 +46,9 @@ class Predictions:
             "video_category": float(np.mean([true == found for true, found in categories])) if categories else None,
             "segment_f1": f1(hits, int(event.sum()), int(predicted_event.sum())),
             "event_f1": f1(event_hits, sum(map(len, true_events)), sum(map(len, predicted_events))),
+            "always_background": float((~event).mean()),
+            "category_everywhere": float((event | ~event.any(axis=1, keepdims=True)).mean()),
         }
-
-    def references(self, background):
-        """Accuracy of always saying background, and of knowing each video's category but localising nothing."""
-        event = self.labels != background
-        without_event = ~event.any(axis=1, keepdims=True)      # such a video's category is background
-        return {"always_background": float((~event).mean()),
-                "category_everywhere": float((event | without_event).mean())}
 
     def label_accuracy(self, label):
         """(accuracy on the segments that truly have the label, their number); accuracy is None where there are none."""
@@ -92,17 +89,15 @@ def find_events(labels, background):
 def matched_events(true, predicted):
     """How many predicted events overlap a true one of their category with an intersection over union of 0.5 or more.
 
-    Two predicted events overlap the same true one so far only with exactly half of it each; then one of them counts.
+    No two of them overlap the same one so far, since a video's events of one category do not touch.
     """
-    matched = set()
+    hits = 0
     for category, start, end in predicted:
-        for number, (true_category, true_start, true_end) in enumerate(true):
+        for true_category, true_start, true_end in true:
             intersection = min(end, true_end) - max(start, true_start)
             union = (end - start) + (true_end - true_start) - intersection
-            if number not in matched and category == true_category and 2 * intersection >= union:
-                matched.add(number)
-                break
-    return len(matched)
+            hits += category == true_category and 2 * intersection >= union
+    return hits
 
 
 # --------------------------------------------------------------------------------------------- several seeds

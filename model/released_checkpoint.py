@@ -85,30 +85,16 @@ class _Unpickler(pickle._Unpickler):
         raise _NotRunError(full_name)
 
 
-def _load(file, **options):
-    return _Unpickler(file, **options).load()
-
-
-_PICKLE = SimpleNamespace(__name__="inert pickle", Unpickler=_Unpickler, load=_load)      # torch.load's pickle_module
+_PICKLE = SimpleNamespace(      # torch.load's pickle_module
+    __name__="inert pickle", Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load())
 _STREAM_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:-1]
 DOWNLOAD = "download it again"
 NOT_OURS = "is not a checkpoint of these networks; if it holds one, save its state_dict() alone"
 
 
 def read_bytes(path, remedy=DOWNLOAD):
-    """Returns the file's bytes. Raises UserError for a file that is not a checkpoint or not safe for torch.load.
-
-    remedy: what to do about a broken file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: is not a file")
+    """The file's bytes; UserError for one that is not safe for torch.load. remedy: what to do about a broken file."""
     data = path.read_bytes()
-    if not data:
-        raise UserError(f"{path}: is empty; {remedy}")
-    if data.lstrip().startswith(b"<"):
-        raise UserError(f"{path}: is a web page, not a checkpoint; {remedy}")
-    if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: is a git-lfs pointer, not the checkpoint itself; {remedy}, with git-lfs")
     # torch.load gives a zip file with this entry to torch.jit.load. Any place counts, since zip readers may disagree.
     if b"constants.pkl" in data:
         raise UserError(f"{path}: is a TorchScript archive, not a checkpoint; it was not run")
@@ -143,6 +129,12 @@ def read_released(path, data, remedy=DOWNLOAD):
 
 def _what_is_wrong(path, data, error, remedy):
     """What a file is that torch.load did not read, and what to do about it."""
+    if not data:
+        return f"is empty; {remedy}"
+    if data.lstrip().startswith(b"<"):
+        return f"is a web page, not a checkpoint; {remedy}"
+    if data.startswith(b"version https://git-lfs"):
+        return f"is a git-lfs pointer, not the checkpoint itself; {remedy}, with git-lfs"
     if data.startswith(b"\x1f\x8b"):
         return "is compressed; gunzip it first"
     if data[257:262] == b"ustar":
@@ -153,8 +145,7 @@ def _what_is_wrong(path, data, error, remedy):
         return f"is the log of a run; its checkpoint is {path.with_suffix('.pt').name}"
     if isinstance(error, _NotRunError) and data.startswith((b"PK", b"\x80")):
         if str(error).startswith("psp_model."):
-            return ("is a whole module of psp_model.py, which was not run; save network.state_dict() instead, or use "
-                    "save_checkpoint of model/checkpoint.py")
+            return "is a whole module of psp_model.py, which was not run; save network.state_dict() instead"
         return f"names {one_line(error)!r}, which was not run; save the state_dict() alone"
     if not data.startswith((b"PK", b"\0\0\0\0")) and _STREAM_MAGIC not in data[:40]:      # disks leave zeros
         return f"is not a file of torch.save; {'name the checkpoint itself' if remedy == DOWNLOAD else remedy}"
@@ -172,9 +163,8 @@ def find_weights(content):
         content = next((content[key] for key in ("state_dict", "model_state_dict", "model") if key in content), content)
     if isinstance(content, Inert) and content.parts:
         content = _module_weights(content)
-    if not isinstance(content, dict) or not content:
-        return None
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         return None
     prefix = os.path.commonprefix(list(content))
     bare = {name.removeprefix(prefix): value for name, value in content.items()}
@@ -211,15 +201,8 @@ _SHARED_NAMES = {
 }
 RELEASED_NAMES = {
     "weakly": {**_SHARED_NAMES, "linear_v": "visual_in", "W3": "weighting"},
-    "fully": {
-        **_SHARED_NAMES,
-        "fa.0": "audio_in.0",
-        "fa.1": "audio_in.1",
-        "fv.0": "visual_in.0",
-        "fv.1": "visual_in.1",
-        "psp.v_fc": "psp.visual_out.0",
-        "psp.a_fc": "psp.audio_out.0",
-    },
+    "fully": {**_SHARED_NAMES, "fa.0": "audio_in.0", "fa.1": "audio_in.1", "fv.0": "visual_in.0", "fv.1": "visual_in.1",
+              "psp.v_fc": "psp.visual_out.0", "psp.a_fc": "psp.audio_out.0"},
 }
 _KNOWN_MODULES = {module for names in RELEASED_NAMES.values() for pair in names.items() for module in pair}
 
@@ -236,18 +219,14 @@ def our_name(released_name, setting):
     return f"{RELEASED_NAMES[setting][module]}.{parameter}"
 
 
-def released_setting(weights):
-    """'fully' or 'weakly' for weights with the authors' names, else None."""
-    return "weakly" if "W3.weight" in weights else "fully" if "fa.0.weight" in weights else None
-
-
-def released_weights(weights, setting):
+def released_weights(weights, setting, path):
     """{our name: float32 tensor} from weights with the authors' names, without the parameters that they never use.
 
-    Raises UserError for an unknown name. `model.checkpoint.rebuild` finds missing ones.
+    path: of their file. Raises UserError for an unknown name; `model.checkpoint.rebuild` finds missing ones.
     """
     used = [name for name in weights if name.split(".")[0] not in RELEASED_UNUSED[setting]]
     unknown = [name for name in used if name.rpartition(".")[0] not in RELEASED_NAMES[setting]]
     if unknown:
-        raise UserError(f"is not a {setting} supervised network of the authors: it has {ascii(unknown[:5])[1:-1]}")
+        raise UserError(f"{path}: is not a {setting} supervised network of the authors: it has "
+                        f"{ascii(unknown[:5])[1:-1]}")
     return {our_name(name, setting): weights[name].float() for name in used}

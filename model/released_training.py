@@ -11,7 +11,6 @@
 All other options are those of the main script of the setting.
 """
 import argparse
-import os
 import random
 import sys
 from functools import partial
@@ -104,58 +103,43 @@ def draw_released_weights(network, setting, seed):
                 layer = network.get_submodule(RELEASED_NAMES[setting][layer])
             nn.init.xavier_uniform_(layer.weight)
 
-    def unused(inputs, outputs, bias=False):
-        return nn.Linear(inputs, outputs, bias)
-
     visual_dim, num_classes = network.attention.U_v.in_features, network.classifier[2].out_features
     if setting == "fully":
         draw("fa.0", "fa.1", "fv.0", "fv.1")
-        unused(visual_dim, 128, bias=True)
+        nn.Linear(visual_dim, 128)                                                          # linear_v, unused
         draw(*AVGA)
         xavier(*AVGA_XAVIER)
         draw(*LSTMS, "psp.v_L1", "psp.v_L2", "psp.v_fc", "psp.a_L1", "psp.a_L2", "psp.a_fc")
         xavier("psp.v_L1", "psp.v_L2", "psp.a_L1", "psp.a_L2", "psp.a_fc", "psp.v_fc")
         for _ in ("v_classify", "a_classify"):
-            xavier(*[unused(256, 64), unused(64, num_classes - 1)])
+            xavier(nn.Linear(256, 64, bias=False), nn.Linear(64, num_classes - 1, bias=False))
         draw("L1", "L2")
-        L3, L4 = unused(256, 64, bias=True), unused(64, 2, bias=True)
-        xavier("L1", "L2", L3, L4)
+        xavier("L1", "L2", nn.Linear(256, 64), nn.Linear(64, 2))                            # L3, L4
     else:
         draw("linear_v", *AVGA)
         xavier(*AVGA_XAVIER)
         draw(*LSTMS, "psp.v_L1", "psp.v_L2", "psp.a_L1", "psp.a_L2")
         xavier("psp.v_L1", "psp.v_L2", "psp.a_L1", "psp.a_L2")
-        unused(256, 1), unused(64, 1)      # W1, W2
+        nn.Linear(256, 1, bias=False), nn.Linear(64, 1, bias=False)                         # W1, W2
         draw("W3", "L1", "L2")
         xavier("L1", "L2")
 
 
 # ------------------------------------------------------------------------------------------- script
 
-def quirks(setting):
-    """An argparse type: names of QUIRKS[setting], separated by commas."""
-    def parse(text):
-        names = sorted(set(filter(None, text.split(","))))
-        for name in names:
-            if name not in QUIRKS[setting]:
-                raise argparse.ArgumentTypeError(f"{name[:40]!r} is unknown; {setting} supervised training has: "
-                                                 f"{', '.join(QUIRKS[setting])}")
-        return names
-    return parse
+def split_names(text):
+    """An argparse type: a list of the names that commas separate."""
+    return sorted(set(filter(None, text.split(","))))
 
 
 def train(args, data, device):
     """`train` of the main script with the quirks of args."""
-    seams = {}
-    if "released_order" in args.quirks:
-        seams["order"] = released_order
-    if "fixed_batches" in args.quirks:
-        seams["order"] = fixed_batches
-    if "initial_weights" in args.quirks:
-        seams["initialise"] = partial(draw_released_weights, setting=args.setting, seed=args.seed)
-    if "stale_avps" in args.quirks:
-        seams["avps_targets"] = StaleTargets
-    return MAINS[args.setting].train(args, data, device, **seams)
+    arguments = {
+        "released_order": ("order", released_order),
+        "fixed_batches": ("order", fixed_batches),
+        "initial_weights": ("initialise", partial(draw_released_weights, setting=args.setting, seed=args.seed)),
+        "stale_avps": ("avps_targets", StaleTargets)}
+    return MAINS[args.setting].train(args, data, device, **dict(arguments[quirk] for quirk in args.quirks))
 
 
 def main():
@@ -166,9 +150,11 @@ def main():
     parser = MAINS[setting].options()
     parser.description = __doc__
     parser.training.add_argument("--setting", choices=MAINS, required=True, help="segment or video labels")
-    parser.loss.add_argument("--quirks", type=quirks(setting), default=list(QUIRKS[setting]), metavar="NAMES",
+    parser.loss.add_argument("--quirks", type=split_names, default=list(QUIRKS[setting]), metavar="NAMES",
                              help=f"separated by commas (default: {','.join(QUIRKS[setting])})")
     args = parse_options(parser)
+    if not {*args.quirks} <= {*QUIRKS[setting]}:
+        parser.error(f"--quirks: {setting} supervised training has: {', '.join(QUIRKS[setting])}")
     changed = [name for name in ("attention", "modality", "weighting")
                if getattr(args, name) != parser.get_default(name)]
     if "initial_weights" in args.quirks and changed:
@@ -177,6 +163,5 @@ def main():
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with one_line_errors():
         main()

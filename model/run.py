@@ -6,10 +6,9 @@ import math
 import platform
 import random
 import re
+import shutil
 import subprocess
 import sys
-from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
-from utils import ROOT, UserError, back_up, locked, progress_bar, rank_and_world_size, write_atomically
+from utils import ROOT, UserError, back_up, progress_bar, rank_and_world_size, write_atomically
 
 KEPT = ("checks", "best", "best_test", "last")      # attributes in the state file
 RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs"}      # in the log
@@ -31,7 +30,6 @@ class Run:
         <model>_<setting>.pt         checkpoint of the best check, which the main script saves
         <model>_<setting>.jsonl      log: a line with the header, one for each epoch, one with the result
         <model>_<setting>_state.pt   all that --resume needs
-        <model>_<setting>.lock       empty; held by the run that writes here
 
     header: dict of plain values that describes the run. others: what else --resume must restore, such as an average of
     the weights; each has state_dict() and load_state_dict().
@@ -45,13 +43,11 @@ class Run:
         self.args, self.header, self.steps = args, header, steps
         rank, self.world_size = rank_and_world_size()
         self.writes = rank == 0
-        self.parts = {"weights": network, "optimizer": optimizer, "schedule": schedule, **others}
-        if others.keys() & {"header", "epochs", "random", *KEPT}:
-            raise ValueError(f"Run: {', '.join(others)}: the state has another one of this name")
+        self.parts = dict(weights=network, optimizer=optimizer, schedule=schedule, **others)
         self.start = self.saved = self.checks = 0
         self.best = self.best_test = self.last = None
         self.device = next(network.parameters()).device
-        self.sums, self.counts, self.losses, self.lr = {}, Counter(), [], None
+        self.added, self.losses, self.lr = {}, [], None
         optimizer.register_step_post_hook(self._note_rate)
         name = f"{header['model_name']}_{header['setting']}"
         self.checkpoint_path = args.output_dir / f"{name}.pt"
@@ -60,16 +56,6 @@ class Run:
 
     def __enter__(self):
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            if self.writes:
-                stack.enter_context(locked(self.log_path.with_suffix(".lock")))
-            self._start()
-            self.lock = stack.pop_all()
-        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
-                                disable=not self.writes)
-        return self
-
-    def _start(self):
         if self.args.resume and self.state_path.exists():
             self._continue()
         elif self.writes:
@@ -78,19 +64,20 @@ class Run:
             back_up([self.state_path, self.checkpoint_path, self.log_path])      # first what --resume looks for
             self._log({"run": self.header})
             self._save_state(epochs=0)
+        self.bar = progress_bar(total=self.args.nb_epoch * self.steps, initial=self.start * self.steps, unit="batch",
+                                disable=not self.writes)
+        return self
 
     def __exit__(self, kind, error, _):
         self.bar.close()
-        self.lock.close()
-        no_bug = isinstance(error, (KeyboardInterrupt, OSError)) or isinstance(
-            getattr(error, "__cause__", None), OSError)      # a full disk, or a network share that is gone
-        if no_bug and self.writes:
+        causes = error, getattr(error, "__cause__", None)      # such as a full disk, or a network share that is gone
+        if self.writes and any(isinstance(cause, (KeyboardInterrupt, OSError)) for cause in causes):
             print(f"stopped; repeat the command with --resume to continue with epoch {self.saved}", file=sys.stderr)
 
     def _continue(self):
         state = read_content(self.state_path, remedy="start again without --resume")
-        known = isinstance(state, dict) and {"random", "header", *KEPT, *self.parts} <= state.keys()
-        if not known or not self.header.keys() <= state["header"].keys():
+        needed = {"random", "header", *KEPT, *self.parts}
+        if not needed <= state.keys() or not self.header.keys() <= state["header"].keys():
             raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
         before, now = ({**header["data"], **header["network_args"], **header["options"],
                         **{f"class {number}": name for number, name in enumerate(header["class_names"])}}
@@ -100,12 +87,11 @@ class Run:
         if changed:
             raise UserError(f"--resume: the run in {self.args.output_dir} is another one ({', '.join(changed)}); "
                             "repeat its command, or choose another --output_dir")
-        other_code = state["header"].get("resumed_with")
-        if state["header"]["versions"] != self.header["versions"]:
+        versions = self.header["versions"]
+        self.header |= state["header"]      # in place: the main script puts it into the checkpoint
+        if self.header["versions"] != versions:
             print("note: the code or a library has changed since the run began; its log has both versions")
-            other_code = self.header["versions"]
-        if other_code:
-            self.header |= {"versions": state["header"]["versions"], "resumed_with": other_code}
+            self.header["resumed_with"] = versions
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         lines = state["epochs"] + 1      # of the log: the header, and one for each epoch
         if len(log) < lines or (state["best"] and not self.checkpoint_path.exists()):
@@ -122,21 +108,18 @@ class Run:
             torch.set_rng_state(state["random"]["torch"])
             if state["random"]["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"])
-            if other_code:
-                log[0] = json.dumps({"run": self.header})
+            log[0] = json.dumps({"run": self.header})
             write_atomically(self.log_path, "".join(f"{line}\n" for line in log[:lines]))
-        if self.world_size > 1:
-            print("note: with several processes, a resumed run draws other dropout than an uninterrupted one")
         print(f"continuing the run in {self.args.output_dir} with epoch {self.start}")
 
     def _save_state(self, epochs):
         kind, keys, *rest = np.random.get_state()
         drawn = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state(),
                  "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
-        save_tensors(self.state_path, {
-            "header": self.header, "epochs": epochs, "random": drawn,
+        save_tensors(self.state_path, dict(
+            header=self.header, epochs=epochs, random=drawn,
             **{name: getattr(self, name) for name in KEPT},
-            **{name: part.state_dict() for name, part in self.parts.items()}})
+            **{name: part.state_dict() for name, part in self.parts.items()}))
         self.saved = epochs
 
     def _log(self, record):
@@ -152,26 +135,21 @@ class Run:
             if name in RESERVED or name in self.header:
                 raise ValueError(f"run.add: a part of the loss cannot be named {name!r}; the log has another one")
         for name, value in {"loss": loss, **parts}.items():
-            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach()
-            self.counts[name] += 1
-        if self.args.log_steps and self.writes:
-            self.losses.append(loss.detach())
+            self.added.setdefault(name, []).append(torch.as_tensor(value).detach())
         self.bar.update()
 
     def end_steps(self, epoch):
-        """The record of an epoch: mean of what was added, over all processes; learning rate of the last step.
-
-        UserError if a loss is not finite.
-        """
+        """The record of an epoch: mean losses over all processes, the last learning rate; UserError if not finite."""
         record = {"epoch": epoch}
-        for name, total in self.sums.items():
+        for name, values in self.added.items():
+            total = sum(values)
             if self.world_size > 1:
                 torch.distributed.all_reduce(total)
-            record[name] = total.item() / (self.counts[name] * self.world_size)
+            record[name] = total.item() / (len(values) * self.world_size)
             if not math.isfinite(record[name]):
                 kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
                 raise UserError(f"the {name} of epoch {epoch} is {record[name]}; try a lower --lr{kept}")
-        self.sums, self.counts = {}, Counter()
+        self.losses, self.added = self.added["loss"], {}
         return {**record, "lr": self.lr}
 
     @property
@@ -180,10 +158,7 @@ class Run:
         return self.best["record"]["score"] if self.best else None
 
     def note_check(self, record, test, kept):
-        """Notes a check, and whether the checkpoint has its weights; test: its `Predictions`.
-
-        UserError if its score is NaN.
-        """
+        """Notes a check, and whether the checkpoint has its weights; test: `Predictions`. UserError if score is NaN."""
         if record["score"] is not None and math.isnan(record["score"]):
             raise UserError(f"the score of epoch {record['epoch']} is NaN; give a number, or None if there is none")
         self.checks += 1
@@ -193,27 +168,23 @@ class Run:
             self.best_test = {"record": record, "correct": test.correct_segments}
 
     def end_epoch(self, record):
-        """Logs the epoch and prints its scores; saves the state every save_epoch epochs and after the last one."""
+        """Logs the epoch and prints its scores; saves the state after a check and every save_epoch epochs."""
         if not self.writes:
             return
-        for name, value in record.items():
-            if isinstance(value, np.generic):      # which the state and the log cannot hold
-                record[name] = value.item()
-        steps = {"losses": torch.stack(self.losses).tolist()} if self.losses else {}
-        self.losses = []
-        epoch, scores = record["epoch"], f"loss {record['loss']:.4f}"
+        steps = {"losses": torch.stack(self.losses).tolist()} if self.args.log_steps else {}
+        text = f"epoch {record['epoch']}: loss {record['loss']:.4f}"
         if "val_accuracy" in record:
-            scores += f"  val {percent(record['val_accuracy'])}  test {percent(record['test_accuracy'])}"
+            text += f"  val {percent(record['val_accuracy'])}  test {percent(record['test_accuracy'])}"
             note = pruning_note(record.get("kept_pairs"), self.header["network_args"].get("threshold"))
             if note and self.last is None:
                 tqdm.write(note, file=sys.stdout)
             self.last = record
-            tqdm.write(f"epoch {epoch}: {scores}", file=sys.stdout)
-        self.bar.set_postfix_str(f"epoch {epoch}: {scores}", refresh=False)
+            tqdm.write(text, file=sys.stdout)
+        self.bar.set_postfix_str(text, refresh=False)
         self._log(record | steps)
-        in_checkpoint = self.best is not None and self.best["record"]["epoch"] == epoch      # the state must not lag
-        if in_checkpoint or (epoch + 1) % self.args.save_epoch == 0 or epoch + 1 == self.args.nb_epoch:
-            self._save_state(epoch + 1)
+        done = record["epoch"] + 1
+        if "val_accuracy" in record or done % self.args.save_epoch == 0:
+            self._save_state(epochs=done)
 
     def report(self):
         """Prints and logs the result of the run, and returns it for `--runs`; None in other processes."""
@@ -225,9 +196,8 @@ class Run:
             print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
             print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         else:
-            print(f"best score: {best['score']} (epoch {best['epoch']})")
-            print(f"validation and test accuracy at the best score: {percent(best['val_accuracy'])}, "
-                  f"{percent(best['test_accuracy'])}")
+            print(f"best score: {best['score']} (epoch {best['epoch']}); validation and test accuracy at that epoch: "
+                  f"{percent(best['val_accuracy'])}, {percent(best['test_accuracy'])}")
         print(f"test accuracy after the last epoch: {percent(self.last['test_accuracy'])}")
         print(f"best test accuracy over all {self.checks} check{'s' * (self.checks != 1)}: "
               f"{percent(best_test['test_accuracy'])} (epoch {best_test['epoch']}; chosen on the test set, "
@@ -255,12 +225,9 @@ def versions(script):
     code: of the main script, see `code_checksum`; started: of what was started, which may call the main script.
     """
     revision, started = None, Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-    if (ROOT / ".git").exists():      # an enclosing repository is not this code's
-        try:
-            revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
-                                      capture_output=True, timeout=10).stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+    if (ROOT / ".git").exists() and shutil.which("git"):      # an enclosing repository is not this code's
+        revision = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, text=True,
+                                  capture_output=True).stdout.strip() or None
     return {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
             "numpy": np.__version__, "h5py": h5py.__version__, "code": code_checksum(script), "git": revision,
             "started": code_checksum(started) if started.is_file() else None}
