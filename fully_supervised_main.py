@@ -26,10 +26,7 @@ def options():
 
 
 def batch_targets(background, batches, start):
-    """A function of the labels of a batch that gives the targets of L_avps.
-
-    batches, start: `TrainingBatches` and the epoch to begin with, for targets that depend on earlier batches.
-    """
+    """The function of a batch's labels that gives its targets of L_avps; another may need the batches before start."""
     return partial(avps_target, background=background)
 
 

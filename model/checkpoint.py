@@ -65,8 +65,7 @@ def load_checkpoint(path, setting=None):
     elif not {"setting", "model_name", "network_args", "weights"} <= entries or not find_weights(content["weights"]):
         raise UserError(f"{path}: {NOT_OURS}")
     if setting not in (None, content["setting"]):
-        raise UserError(f"{path}: is a {content['setting']} supervised checkpoint; "
-                        f"evaluate it with the other script, not the {setting} supervised one")
+        raise UserError(f"{path}: is a {content['setting']} supervised checkpoint; evaluate it with the other script")
     return content
 
 

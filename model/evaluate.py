@@ -163,14 +163,10 @@ def print_found_classes(result, names):
 
 def save_predictions(path, results, names, ids):
     """Writes, as JSON, label_names and for each video its split, row, id (if known), labels and probabilities."""
-    videos = [{
-        "split": split or "all",
-        "video": int(row),
-        **({"id": ids[row]} if ids else {}),
-        "labels": labels.tolist(),
-        "probabilities": [round(float(p), 6) for p in probabilities],
-    } for split, result in results.items()
-      for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
+    videos = [{"split": split or "all", "video": int(row), **({"id": ids[row]} if ids else {}),
+               "labels": labels.tolist(), "probabilities": [round(float(p), 6) for p in probabilities]}
+              for split, result in results.items()
+              for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
     lines = ",\n".join("  " + json.dumps(video) for video in videos)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.resolve(), f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')

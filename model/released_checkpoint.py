@@ -51,16 +51,9 @@ class _Parameter(Inert):
         return tensor
 
 
-_STANDS_FOR = {
-    "torch._utils._rebuild_tensor_v2": _Tensor,
-    "torch._utils._rebuild_parameter": _Parameter,
-    "torch.Size": Inert,
-    "torch.device": Inert,
-    "collections.OrderedDict": Inert,
-    "__builtin__.set": Inert,
-    "_codecs.encode": Inert,      # the bytes of a NumPy number
-}
-_INERT_MODULES = ("fully_model.", "weakly_model.", "torch.nn.", "numpy.", "argparse.", "pathlib.")
+_TENSORS = {"torch._utils._rebuild_tensor_v2": _Tensor, "torch._utils._rebuild_parameter": _Parameter}
+_INERT = ("fully_model.", "weakly_model.", "torch.nn.", "numpy.", "argparse.", "pathlib.",      # beginnings of names
+          "torch.Size", "torch.device", "collections.OrderedDict", "__builtin__.set", "_codecs.encode")
 
 
 class _NotRunError(pickle.UnpicklingError):
@@ -68,7 +61,7 @@ class _NotRunError(pickle.UnpicklingError):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Looks every name up in the table above. torch.load itself handles the names of storages.
+    """Looks every name up in the tables above. torch.load itself handles the names of storages.
 
     `pickle._Unpickler` is written in Python. In `pickle.Unpickler`, one flipped bit of a file can take gigabytes.
     """
@@ -78,10 +71,10 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         full_name = f"{module}.{name}"
-        if full_name in _STANDS_FOR:
-            return _STANDS_FOR[full_name]
-        if full_name.startswith(_INERT_MODULES):
+        if full_name.startswith(_INERT):
             return Inert
+        if full_name in _TENSORS:
+            return _TENSORS[full_name]
         raise _NotRunError(full_name)
 
 

@@ -147,8 +147,7 @@ class Run:
                 torch.distributed.all_reduce(total)
             record[name] = total.item() / (len(values) * self.world_size)
             if not math.isfinite(record[name]):
-                kept = f". {self.checkpoint_path} keeps epoch {self.best['record']['epoch']}" if self.best else ""
-                raise UserError(f"the {name} of epoch {epoch} is {record[name]}; try a lower --lr{kept}")
+                raise UserError(f"the {name} of epoch {epoch} is {record[name]}; try a lower --lr")
         self.losses, self.added = self.added["loss"], {}
         return {**record, "lr": self.lr}
 

@@ -20,12 +20,12 @@ def evaluate(trained, tiny_folder):
 def test_figures_of_training_printed_figures_and_predictions_agree(trained, evaluate, tiny_folder, tmp_path):
     """Without any option of the training repeated."""
     setting, folder, _ = trained
-    out = evaluate("--save_predictions", tmp_path / "predictions.json").stdout
+    out = evaluate("--save_predictions", tmp_path / "new" / "predictions.json").stdout
     best = read_log(folder, setting)[2]["best"]
     assert f"{setting} supervised PSP, saved after epoch {best['epoch']}\n" in out
     for split in ("val", "test"):
         assert f"{split} accuracy: {100 * best[f'{split}_accuracy']:.2f} %" in out
-    saved = json.loads((tmp_path / "predictions.json").read_text())
+    saved = json.loads((tmp_path / "new" / "predictions.json").read_text())
     labels = read(tiny_folder / "right_labels.h5").argmax(-1)
     ids = [line.split("&")[1] for line in (tiny_folder / "Annotations.txt").read_text().splitlines()]
     for video in saved["videos"]:
