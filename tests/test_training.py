@@ -274,9 +274,8 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, t
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
-def test_a_file_system_without_locks_is_fine(train, monkeypatch, number):
-    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(number, "No locks available")))
+def test_a_file_system_without_locks_is_fine(train, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     train("fully", "--nb_epoch", 1)
 
 
