@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # huge pages, from the first tensor on: a batch is made faster
 ROOT = Path(__file__).resolve().parent
 # In messages of PyTorch and of CUDA's libraries.
 OUT_OF_MEMORY = "out of memory|can't allocate memory|could not (create|execute) a primitive|ALLOC(ATION)?_FAILED"
@@ -72,7 +71,9 @@ def _end(message):
 
 def progress_bar(**options):
     """A tqdm bar on standard error: redrawn on a terminal; elsewhere, for example in a log file, a line every 30 s."""
-    if sys.stderr.isatty():
+    if sys.stderr is None:      # closed, as by 2>&-
+        options["disable"] = True
+    elif sys.stderr.isatty():
         return tqdm(mininterval=0.5, **options)
     return tqdm(mininterval=30, bar_format="{l_bar}{bar:20}{r_bar}\n", **options)
 
@@ -87,6 +88,8 @@ class OptionParser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
+        if message.endswith("expected one argument"):
+            message += "; write a value that begins with a dash as --option=value"
         _end(f"{message} (see --help)")
 
 

@@ -11,6 +11,7 @@
 All other options are those of the main script of the setting.
 """
 import argparse
+import os
 import random
 import sys
 from functools import partial
@@ -163,5 +164,6 @@ def main():
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with one_line_errors():
         main()

@@ -204,6 +204,7 @@ def test_frames_are_in_the_middle_of_the_seconds_and_sound_is_at_its_time(tmp_pa
 
 def test_without_a_package_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("data.video", sys.modules["data.video"])      # set back afterwards
     for name in ("data.video", "run_figures"):      # imported again, without it
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match="pip install av=="):
