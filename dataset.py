@@ -17,6 +17,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from utils import UserError, one_line, progress_bar, rank_and_world_size
+
+with suppress(ImportError):
+    import hdf5plugin  # noqa: F401      more compressions
 
 SPLITS = ("train", "val", "test")
 FEATURES = ("audio", "visual")      # what a network is given, in this order
@@ -66,8 +70,7 @@ class AVEDataset(Dataset):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: expected one of {known}")
         self.sizes = read_sizes(files)
-        self.in_memory = features == "memory"
-        self.device, self.pinned = torch.device(device if self.in_memory else "cpu"), pinned
+        self.device, self.pinned = torch.device(device if features == "memory" else "cpu"), pinned
         self.random_weights = bool(feature_attribute(files, "random_weights").any())
         num_rows = self.sizes.num_rows
         rows = read_order(files, f"order_{split}", num_rows) if split in SPLITS else torch.arange(num_rows)
@@ -98,29 +101,28 @@ class AVEDataset(Dataset):
         self.fingerprint = fingerprint(on_disk, labels)
         for name in {"label_share", "video_label"} & labels.keys():
             labels[name] = labels[name].to(label_dtype)
-        self.tensors = {name: value.to(self.device) for name, value in labels.items()}
-        for name, rows_of_file in on_disk.items():
-            self.tensors[name] = rows_of_file
-            if self.in_memory:
-                self.tensors[name] = rows_of_file.load(dtype if name == "visual" else label_dtype, self.device)
+        self.tensors = {name: value.to(self.device) for name, value in labels.items()} | on_disk
+        if features == "memory":
+            for name, rows_of_files in on_disk.items():
+                self.tensors[name] = torch.empty(rows_of_files.shape, device=self.device,
+                                                 dtype=dtype if name == "visual" else label_dtype)
+                rows_of_files.read(torch.arange(len(self)), self.tensors[name], show_progress=True)
 
     def __len__(self):
-        return len(next(iter(self.tensors.values())))
+        return next(iter(self.tensors.values())).shape[0]
 
     def __getitem__(self, index):
         positions = index if torch.is_tensor(index) else torch.arange(len(self), device=self.device)[index]
-        return {name: self._rows(value, positions.flatten()).view((*positions.shape, *value.shape[1:]))
-                for name, value in self.tensors.items()}
-
-    def _rows(self, value, positions):
-        """value[positions], positions int64 [n]."""
-        out = torch.empty(len(positions), *value.shape[1:], dtype=value.dtype, device=self.device,
-                          pin_memory=self.pinned)
-        if isinstance(value, FeatureRows):
-            value.read(positions, out)
-        else:
-            torch.index_select(value, 0, positions, out=out)
-        return out
+        items = {}
+        for name, value in self.tensors.items():
+            rows = torch.empty(positions.numel(), *value.shape[1:], dtype=value.dtype, device=self.device,
+                               pin_memory=self.pinned)
+            if isinstance(value, FeatureRows):
+                value.read(positions.flatten(), rows)
+            else:
+                torch.index_select(value, 0, positions.flatten(), out=rows)
+            items[name] = rows.view((*positions.shape, *value.shape[1:]))
+        return items
 
     def only(self, *names):
         """The same videos, with these values alone."""
@@ -144,11 +146,8 @@ class FeatureRows:
     def __getstate__(self):
         return {**vars(self), "_opened": None}
 
-    def __len__(self):
-        return len(self._rows)
-
-    def read(self, positions, out):
-        """Fills out[i], a tensor [*row] on the CPU, with the row of positions[i].
+    def read(self, positions, out, show_progress=False):
+        """Fills out[i], of any dtype and device, with the row of positions[i].
 
         Raises UserError if a row cannot be read or is not finite.
         """
@@ -160,32 +159,20 @@ class FeatureRows:
         def read_row(i):
             name, row = rows[i]
             block = read_finite_rows(self._files[name], self._opened[1][name], slice(row, row + 1))
-            out[i].numpy()[...] = block[0]
+            out[i] = torch.from_numpy(block[0])
 
         in_file_order = sorted(range(len(rows)), key=rows.__getitem__)
         with ThreadPoolExecutor(2) as readers:      # one reads while the other converts
-            list(readers.map(read_row, in_file_order))
-
-    def load(self, dtype, device):
-        """All rows as one tensor of dtype on the device."""
-        features = torch.empty(self.shape, dtype=dtype, device=device)
-        in_file_order = torch.tensor(sorted(range(len(self)), key=self._rows.__getitem__))
-        block = torch.empty(64, *self.shape[1:], dtype=self.dtype)
-        with progress_bar(total=len(self), desc=f"reading {next(iter(self._files.values()))}", unit="video",
-                          leave=False, delay=1) as bar:
-            for positions in in_file_order.split(len(block)):
-                rows = block[:len(positions)]
-                self.read(positions, rows)
-                features[positions.to(device)] = rows.to(device, dtype)
-                bar.update(len(positions))
-        return features
+            for _ in progress_bar(iterable=readers.map(read_row, in_file_order), total=len(rows), unit="video",
+                                  desc=f"reading {next(iter(self._files.values()))}", leave=False, delay=1,
+                                  disable=not show_progress):
+                pass
 
 
 def fingerprint(features, labels):
     """Checksum of all labels, and of the features of 64 videos spread over the split."""
-    videos = len(labels["video"])
+    videos, checksum = len(labels["video"]), 0
     sample = torch.linspace(0, videos - 1, min(videos, 64)).long()
-    checksum = 0
     for rows in features.values():
         values = torch.empty(len(sample), *rows.shape[1:], dtype=torch.float32)
         rows.read(sample, values)
@@ -229,11 +216,8 @@ class TrainingBatches:
 
     def positions(self, epoch):
         """Positions [steps, B] of this process's batches. Epochs are drawn in rising order, else ValueError."""
-        if epoch < self._drawn:
-            raise ValueError(f"epoch {epoch} was drawn already")
-        while self._drawn <= epoch:      # a resumed run skips the epochs before
-            self._drawn += 1
-            positions = next(self._epochs)
+        positions = next(islice(self._epochs, epoch - self._drawn, None))      # a resumed run skips the epochs before
+        self._drawn = epoch + 1
         if positions.shape != (self.steps, self.batch_size):
             raise ValueError(f"the order gives positions {tuple(positions.shape)}, not {self.steps, self.batch_size}")
         return positions.tensor_split(self.world_size, dim=1)[self.rank]
@@ -256,13 +240,9 @@ def load_batches(dataset, positions, device):
         return {name: value.to(device, non_blocking=True) for name, value in dataset[p].items()}
 
     with ThreadPoolExecutor(1) as reader:
-        upcoming = None
-        for p in positions:
-            ready, upcoming = upcoming, reader.submit(read, p)
-            if ready:
-                yield ready.result()
-        if upcoming:
-            yield upcoming.result()
+        submitted = (reader.submit(read, p) for p in positions)
+        for ready, _ in pairwise(chain(submitted, [None])):      # by then, the next one is submitted
+            yield ready.result()
 
 
 def network_inputs(batch):
@@ -379,42 +359,26 @@ def open_h5(path, key="avadataset", content="numbers"):
 
     Raises UserError if it cannot be read, does not hold numbers, or was not written to its end.
     """
-    with ExitStack() as stack:
-        with hdf5_errors(path):
-            with h5py.File(path, "r", locking=False) as file:
-                cache = chunk_cache(file.get(key))
-            file = stack.enter_context(h5py.File(path, "r", locking=False, **cache))
+    with hdf5_errors(path):
+        with h5py.File(path, "r", locking=False) as file:
             dataset = file.get(key)
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub" or not dataset.shape:
                 raise UserError(f"{path}: has no HDF5 dataset of numbers '{key}', but {', '.join(file)[:100]}; it "
                                 f"should hold {content}; {advice(path)}")
-            _check_whole(path, dataset)
-        yield dataset
+            check_whole(path, dataset)
+            cache = chunk_cache(dataset)
+        file = h5py.File(path, "r", locking=False, **cache)
+    with file:
+        yield file[key]
 
 
-def chunk_cache(dataset):
-    """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order.
-
-    h5py by itself makes chunks of hundreds of videos: up to 1 GB.
-    """
-    if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
-        return {}
-    chunks = math.prod(math.ceil(size / step) for size, step in zip(dataset.shape[1:], dataset.chunks[1:]))
-    needed = chunks * math.prod(dataset.chunks) * dataset.dtype.itemsize
-    return {"rdcc_nbytes": needed, "rdcc_nslots": 10 * chunks + 1} if needed < MOST_CACHED else {}
-
-
-def _check_whole(path, dataset):
+def check_whole(path, dataset):
     """Raises UserError if h5py does not have the file's compression, or the file was not written to its end."""
     layout = dataset.id.get_create_plist()
-    for number in range(layout.get_nfilters()):
-        code, _, _, name = layout.get_filter(number)
+    for code, _, _, name in map(layout.get_filter, range(layout.get_nfilters())):
         if not h5py.h5z.filter_avail(code):
-            with suppress(ImportError):
-                import hdf5plugin  # noqa: F401
-        if not h5py.h5z.filter_avail(code):
-            raise UserError(f"{path}: is compressed by filter {code} {name.decode(errors='replace')!r}, which h5py "
-                            "does not have; pip install hdf5plugin")
+            raise UserError(f"{path}: is compressed by filter {code} {name!r}, which h5py does not have; "
+                            "pip install hdf5plugin")
     if dataset.chunks is None:
         whole = dataset.id.get_storage_size() == dataset.size * dataset.id.get_type().get_size()
     else:
@@ -422,6 +386,18 @@ def _check_whole(path, dataset):
         whole = dataset.id.get_num_chunks() == chunks
     if not whole:
         raise UserError(f"{path}: is incomplete; download or make it again")
+
+
+def chunk_cache(dataset):
+    """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order.
+
+    h5py by itself makes chunks of hundreds of videos: up to 1 GB.
+    """
+    if dataset.chunks is None:
+        return {}
+    chunks = math.prod(math.ceil(size / step) for size, step in zip(dataset.shape[1:], dataset.chunks[1:]))
+    needed = chunks * math.prod(dataset.chunks) * dataset.dtype.itemsize
+    return {"rdcc_nbytes": needed, "rdcc_nslots": 10 * chunks + 1} if needed < MOST_CACHED else {}
 
 
 def read_rows(path, dataset, rows):
@@ -470,51 +446,50 @@ def read_shape(files, name):
         return dataset.shape
 
 
+def check_shape(files, name, expected):
+    """Shape of the file's dataset; UserError unless it is the expected one, in which None is any size above 0."""
+    shape = read_shape(files, name)
+    if len(shape) != len(expected) or any(
+            size == 0 or wanted not in (None, size) for size, wanted in zip(shape, expected)):
+        wanted = ", ".join(">0" if size is None else str(size) for size in expected)
+        raise UserError(f"{files[name]}: has shape {shape}; to fit the other files, the {AVE_FILES[name].content} "
+                        f"must have shape ({wanted}); {advice(files[name])}")
+    return shape
+
+
 MOST_CELLS = 256      # of maps with a single channel
 
 
 def read_sizes(files):
     """Sizes of the data from its main files; UserError if their shapes disagree or cannot be right."""
-    shapes = {name: read_shape(files, name) for name in ("labels", *FEATURES) if name in files}
-    for name, axes in (("audio", 3), ("visual", 5), ("labels", 3)):
-        shape = shapes.get(name, (1,) * axes)
-        if len(shape) != axes or 0 in shape:
-            raise UserError(f"{files[name]}: has shape {shape}; expected {AVE_FILES[name].content}; "
-                            f"{advice(files[name])}")
-    first = next(iter(shapes))
-    for name, shape in shapes.items():
-        if shape[:2] != shapes[first][:2]:
-            raise UserError(f"{files[name]}: has shape {shape}, but {files[first]} has {shapes[first]}; the first two "
-                            f"axes, videos and segments, must agree; {advice(files[name])}")
-    num_rows, num_segments, num_classes = shapes[first]
-    if first != "labels":
-        num_classes = None
-    elif num_classes < 2:
+    labelled = "labels" in files
+    num_rows, num_segments, num_classes = check_shape(files, "labels" if labelled else "audio", [None] * 3)
+    if labelled and num_classes < 2:
         raise UserError(f"{files['labels']}: has {num_classes} class; at least one category and background are needed")
-    *_, height, width, visual_dim = shapes["visual"]
+    for name in FEATURES:
+        axes = {"audio": 3, "visual": 5}.get(name, len(read_shape(files, name)))
+        check_shape(files, name, [num_rows, num_segments] + [None] * (axes - 2))
+    height, width, visual_dim = read_shape(files, "visual")[2:]
     if visual_dim == 1 and height * width > MOST_CELLS:
-        raise UserError(f"{files['visual']}: has shape {shapes['visual']}, maps of {height * width} cells with one "
-                        f"channel; expected {AVE_FILES['visual'].content}; {advice(files['visual'])}")
-    return Sizes(num_rows, num_segments, shapes["audio"][2], (height, width), visual_dim, num_classes)
+        raise UserError(f"{files['visual']}: has maps of {height * width} cells with one channel; expected "
+                        f"{AVE_FILES['visual'].content}; {advice(files['visual'])}")
+    return Sizes(num_rows, num_segments, read_shape(files, "audio")[2], (height, width), visual_dim,
+                 num_classes if labelled else None)
 
 
 def check_weak_shapes(files, sizes):
     """Number of background videos, 0 without their files; UserError if a file of weak training does not fit."""
-    expected = {name: (sizes.num_rows, sizes.num_classes) for name in ("video_labels", "label_share")}
-    extra = 0
-    if "labels_bg" in files:
-        extra = read_shape(files, "labels_bg")[0]
-        if extra == 0 or any(f"{name}_bg" not in files for name in FEATURES):
-            raise UserError(f"{files['labels_bg']}: has no videos, or not all features have them; train without "
-                            "background videos (--background_videos off)")
-        expected |= {f"{name}_bg": (extra, *read_shape(files, name)[1:]) for name in FEATURES}
-        expected["labels_bg"] = extra, sizes.num_classes
-    for name, shape in expected.items():
-        found = read_shape(files, name)
-        if found != shape:
-            raise UserError(f"{files[name]}: has shape {found}; to fit the other files, the {AVE_FILES[name].content} "
-                            f"must have shape {shape}; {advice(files[name])}")
-    return extra
+    for name in ("video_labels", "label_share"):
+        check_shape(files, name, (sizes.num_rows, sizes.num_classes))
+    if "labels_bg" not in files:
+        return 0
+    background_videos, _ = check_shape(files, "labels_bg", (None, sizes.num_classes))
+    for name in FEATURES:
+        if f"{name}_bg" not in files:
+            raise UserError(f"{files[name]}: background videos have no such features; train without them "
+                            "(--background_videos off)")
+        check_shape(files, f"{name}_bg", (background_videos, *read_shape(files, name)[1:]))
+    return background_videos
 
 
 def read_one_hot(files, name):
@@ -542,14 +517,12 @@ def read_label_share(files):
 
 def read_order(files, name, num_rows):
     """Rows [n] int64 of a split; UserError if it is empty, or names a row that does not exist or twice."""
+    check_shape(files, name, [None])
     path = files[name]
     with open_file(files, name) as dataset:
-        if len(dataset.shape) != 1 or dataset.dtype.kind not in "iu":
-            raise UserError(f"{path}: holds {dataset.dtype} of shape {dataset.shape}; expected a list of whole "
-                            f"numbers, the {AVE_FILES[name].content}")
-        order = read_rows(path, dataset, slice(0, len(dataset)))
-    if len(order) == 0:
-        raise UserError(f"{path}: the split has no videos")
+        order = read_rows(path, dataset, slice(None))
+    if order.dtype.kind not in "iu":
+        raise UserError(f"{path}: holds {order.dtype}; expected whole numbers, the {AVE_FILES[name].content}")
     if order.min() < 0 or order.max() >= num_rows:
         raise UserError(f"{path}: names rows {order.min()} to {order.max()}, but the labels have 0 to {num_rows - 1}")
     repeated = len(order) - len(np.unique(order))
