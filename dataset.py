@@ -17,7 +17,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from itertools import chain, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +39,7 @@ FEATURES = ("audio", "visual")      # what a network is given, in this order
 class AVEDataset(Dataset):
     """The videos of one split.
 
-    `dataset[i]` is a dict of tensors; with a list or tensor of positions, each has a leading batch axis B. They are
-    copies: nothing overwrites them.
+    `dataset[i]` is a dict of new tensors; with a list or tensor of positions, each has a leading batch axis B.
 
         audio   [T, Da] of dtype         visual [T, h, w, Dv] of dtype
         labels  [T] int64: label of each segment, the last class is background
@@ -57,8 +56,7 @@ class AVEDataset(Dataset):
     pinned: whether values on the CPU come in pinned memory, from which a GPU copies without a wait.
 
     tensors: all values by name, indexed by position. sizes: `Sizes`. fingerprint: see `fingerprint`. random_weights,
-    without_features: what data/extract_features.py noted: whether it ran without the published weights, and how many
-    videos of the split it had no file for.
+    without_features: whether the features were made without the published weights, and how many videos have none.
 
     Raises UserError for files that cannot be used, features that are NaN or infinite (found when they are read), and a
     split in which no video has features.
@@ -147,10 +145,7 @@ class FeatureRows:
         return {**vars(self), "_opened": None}
 
     def read(self, positions, out, show_progress=False):
-        """Fills out[i], of any dtype and device, with the row of positions[i].
-
-        Raises UserError if a row cannot be read or is not finite.
-        """
+        """Fills out[i], of any dtype and device, with the row of positions[i]; UserError if it is not finite."""
         if self._opened is None:
             stack = ExitStack()
             self._opened = stack, {name: stack.enter_context(open_file(self._files, name)) for name in self._files}
@@ -191,10 +186,8 @@ def in_batches(order, batch_size):
 
 def shuffled(videos, batch_size, seed):
     """Yields the positions of each epoch's batches, int64 [steps, B]; an epoch depends on the seed and its number."""
-    epoch = 0
-    while True:
+    for epoch in count():
         yield in_batches(torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(videos)), batch_size)
-        epoch += 1
 
 
 class TrainingBatches:
@@ -228,10 +221,7 @@ class TrainingBatches:
 
 
 def load_batches(dataset, positions, device):
-    """Yields dataset[p] on the device for each p of positions, which are where the dataset is.
-
-    If the dataset is not on that device, a thread reads a batch ahead.
-    """
+    """Yields dataset[p] on the device for each p of positions; if the dataset is elsewhere, a thread reads ahead."""
     if dataset.device == device:
         yield from map(dataset.__getitem__, positions)
         return
@@ -268,14 +258,12 @@ class AVEFile(NamedTuple):
 # The features of the background videos are named <feature>_bg.
 AVE_FILES = {
     "audio": AVEFile(("audio_feature.h5",), "audio features [videos, segments, width]", _AVE_ECCV18),
-    "visual": AVEFile(("visual_feature.h5",), "visual feature maps [videos, segments, height, width, channels]",
-                      _AVE_ECCV18),
-    "labels": AVEFile(("right_labels.h5", "right_label.h5"), "one-hot segment labels [videos, segments, classes]",
-                      _LABELS),
+    "visual": AVEFile(("visual_feature.h5",), "visual maps [videos, segments, height, width, channels]", _AVE_ECCV18),
+    "labels": AVEFile(("right_labels.h5", "right_label.h5"), "one-hot labels [videos, segments, classes]", _LABELS),
     "video_labels": AVEFile(("mil_labels.h5",), "one-hot event category of each video [videos, classes]", _LABELS),
     "label_share": AVEFile(("prob_label.h5",), "share of each label in each video [videos, classes]", _LABELS),
     "audio_bg": AVEFile(("audio_feature_noisy.h5",), "audio features of the background videos", _AVE_ECCV18),
-    "visual_bg": AVEFile(("visual_feature_noisy.h5",), "visual feature maps of the background videos", _AVE_ECCV18),
+    "visual_bg": AVEFile(("visual_feature_noisy.h5",), "visual maps of the background videos", _AVE_ECCV18),
     "labels_bg": AVEFile(("labels_noisy.h5",), "one-hot label of the background videos [videos, classes]", _LABELS),
     "order_train": AVEFile(("train_order.h5",), "rows of the training videos", _PSP_FILES, "order"),
     "order_val": AVEFile(("val_order.h5",), "rows of the validation videos", _PSP_FILES, "order"),
@@ -284,9 +272,7 @@ AVE_FILES = {
 
 
 def required_files(splits, weak_training=False, background_videos=True):
-    """Names (in `AVE_FILES`) of the files that these splits are read from; splits: [None] for features alone."""
-    if not {*splits} <= {*SPLITS, "all", None}:
-        raise ValueError(f"splits={splits!r}: expected a list of 'train', 'val', 'test', 'all' or None")
+    """Names (in `AVE_FILES`) of the files of a list of splits, see `AVEDataset`; [None] for features alone."""
     names = list(FEATURES)
     if splits != [None]:
         names += ["labels", *(f"order_{split}" for split in splits if split in SPLITS)]
@@ -298,10 +284,7 @@ def required_files(splits, weak_training=False, background_videos=True):
 
 
 def find_file(data_dir, name, given=None):
-    """Path of the file of this name in `AVE_FILES`: `given`, else a published file name in `data_dir`.
-
-    Raises UserError, with what it holds and where it comes from, if it is missing.
-    """
+    """Path of the file of this name in `AVE_FILES`: `given`, else in `data_dir`; UserError with its source."""
     wanted = AVE_FILES[name]
     candidates = [Path(data_dir) / file_name for file_name in wanted.names] if given is None else [Path(given)]
     for path in candidates:
@@ -320,8 +303,7 @@ def find_files(data_dir, names, given=None):
             missing.append(f"  {error}")
     if missing:
         raise UserError("\n".join([
-            f"{len(missing)} data file{'s' * (len(missing) > 1)} not found:", *missing,
-            "Put them there, or name another folder with --data_dir.",
+            "data files not found:", *missing, "Put them there, or name another folder with --data_dir.",
             "No features yet? `python data/synthetic.py --output_dir data/synthetic` writes a synthetic set of all "
             "files;\nthen use `--data_dir data/synthetic`."]))
     return found
@@ -350,7 +332,7 @@ def advice(path):
     return f"'python data/check.py --data_dir {Path(path).parent}' says more"
 
 
-MOST_CACHED = 1.5e9      # bytes of chunks
+MOST_CACHED = 1.5e9      # bytes of chunks; where h5py chooses them, those of a video take up to 1 GB
 
 
 @contextmanager
@@ -389,10 +371,7 @@ def check_whole(path, dataset):
 
 
 def chunk_cache(dataset):
-    """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order.
-
-    h5py by itself makes chunks of hundreds of videos: up to 1 GB.
-    """
+    """h5py's options for a cache that holds all chunks of a video, so that each is decompressed once in file order."""
     if dataset.chunks is None:
         return {}
     chunks = math.prod(math.ceil(size / step) for size, step in zip(dataset.shape[1:], dataset.chunks[1:]))

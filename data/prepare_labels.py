@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.hdf5 import write_h5  # noqa: E402
-from model.class_names import AVE_CLASSES, class_index, class_names, is_background, read_annotations  # noqa: E402
+from model.class_names import AVE_CLASSES, class_names, read_annotations  # noqa: E402
 from utils import (OptionParser, UserError, add_overwrite_option, bounded, one_line_errors,  # noqa: E402
                    refuse_to_overwrite)
 
@@ -24,7 +24,7 @@ def label_files(annotations, segments, background_videos=0):
     Raises UserError, with the line's number, for an event that ends after the last segment.
     """
     names = class_names(annotations)
-    category = [class_index(names, annotation.category) for annotation in annotations]
+    category = [names.index(annotation.category) for annotation in annotations]
     label = np.full((len(annotations), segments), len(names) - 1)
     for row, annotation in enumerate(annotations):
         if annotation.end > segments:
@@ -38,7 +38,7 @@ def label_files(annotations, segments, background_videos=0):
 
 def doubtful_categories(annotations):
     """A note on names that differ in case only; and, if most categories are AVE's, on each that is not."""
-    count = Counter(annotation.category for annotation in annotations if not is_background(annotation.category))
+    count = Counter(annotation.category for annotation in annotations if annotation.category != "background")
     first_line = {annotation.category: annotation.line for annotation in reversed(annotations)}
     notes = [f"{one!r} and {other!r} differ in case only; each makes a class of its own"
              for one, other in combinations(count, 2) if one.casefold() == other.casefold()]

@@ -1,5 +1,4 @@
 """Names of classes and videos: Annotations.txt, and what a folder without it says."""
-import re
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -30,20 +29,20 @@ class Annotation(NamedTuple):
 def read_annotations(path):
     """The annotations of all videos in the order of the rows; a line is `category&YouTube id&quality&start&end`.
 
-    Skips a header line, blanks around a field, and empty lines at the end.
+    Skips a header line, blanks around a field, and empty lines at the end. Accents and 'Background' get one form.
     Raises UserError, with the line's number, for a line that is not of this form.
     """
     annotations = []
     for number, line in enumerate(read_lines(path), start=1):
-        # One form of accents and blanks, since files differ in them.
         fields = [" ".join(unicodedata.normalize("NFC", field).split()) for field in line.split("&")]
         if number == 1 and [field.lower().replace(" ", "") for field in fields] == ANNOTATION_HEADER:
             continue
-        times = [int(field) for field in fields[3:] if re.fullmatch(r"[0-9]{1,6}", field)]
+        times = [int(field) for field in fields[3:] if field.isdecimal()]
         if len(fields) != 5 or not fields[0] or len(times) != 2 or times[0] > times[1]:
             raise UserError(f"{path}: line {number} is {line[:80]!r}; expected category&YouTube id&quality&start&end "
                             "with whole seconds, start not after end")
-        annotations.append(Annotation(*fields[:3], *times, number))
+        category = "background" if fields[0].lower() == "background" else fields[0]
+        annotations.append(Annotation(category, *fields[1:3], *times, number))
     if not annotations:
         raise UserError(f"{path}: contains no annotations")
     return annotations
@@ -53,34 +52,21 @@ def read_lines(path):
     """The lines of a text file without the empty ones at its end; UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({one_line(error)})") from error
 
 
 def class_names(annotations=None, num_classes=None):
     """Names of the classes, background last: AVE's if all annotated categories are AVE's, else the annotated ones.
 
-    The annotated ones are in the order of their first appearance; a category named background is the last class. If
-    there are no annotations, or num_classes does not fit them, the names are numbers.
+    These are in the order of their first appearance. If there are none, or num_classes does not fit, they are numbers.
     """
-    named = list(dict.fromkeys(annotation.category for annotation in annotations or []))
-    named = [name for name in named if not is_background(name)]
+    named = list(dict.fromkeys(line.category for line in annotations or [] if line.category != "background"))
     if named and set(named) <= set(AVE_CLASSES) and num_classes in (None, len(AVE_CLASSES)):
         return list(AVE_CLASSES)
     if num_classes is not None and len(named) != num_classes - 1:
         named = [f"category {index}" for index in range(num_classes - 1)]
     return [*named, "background"]
-
-
-def is_background(category):
-    return category.strip().lower() == "background"
-
-
-def class_index(names, category):
-    """Number of an annotated category among the class names."""
-    return len(names) - 1 if is_background(category) else names.index(category)
 
 
 def match_classes(trained, names):
@@ -102,20 +88,17 @@ def match_classes(trained, names):
 def names_and_ids(data_dir, annotations_path, sizes):
     """(class names, or None if unknown; name of the video in each row, or None) of a data folder.
 
-    From the annotations if there are any; else the class names are known for AVE's label file alone, and the videos
-    are named by videos.txt.
-    annotations_path: None for Annotations.txt in data_dir, if it exists.
-    Raises UserError unless there is one line for each row.
+    From the annotations (None: Annotations.txt, if it exists); else the class names are known for AVE's label files
+    alone, and the videos are named by videos.txt. Raises UserError unless there is one line for each row.
     """
     path, listed = Path(annotations_path or Path(data_dir) / "Annotations.txt"), Path(data_dir) / "videos.txt"
+    names = list(AVE_CLASSES) if (sizes.num_rows, sizes.num_classes) == (AVE_ROWS, len(AVE_CLASSES)) else None
+    ids = None
     if annotations_path or path.is_file():
         lines = read_annotations(path)
-        names, ids = class_names(lines, sizes.num_classes), [annotation.video_id for annotation in lines]
-    else:
-        path, names = listed, None
-        ids = read_lines(listed) if listed.is_file() else None      # line i is the file of row i
-        if (sizes.num_rows, sizes.num_classes) == (AVE_ROWS, len(AVE_CLASSES)):
-            names = list(AVE_CLASSES)
+        names, ids = class_names(lines, sizes.num_classes), [line.video_id for line in lines]
+    elif listed.is_file():
+        path, ids = listed, read_lines(listed)      # line i is the file of row i
     if ids is not None and len(ids) != sizes.num_rows:
         raise UserError(f"{path}: has {len(ids)} lines, but the data has {sizes.num_rows} rows; "
                         "line i must be row i (name the right annotations with --annotations)")
