@@ -1,11 +1,9 @@
 """AVEL, the baseline that PSP grew from: A+V-att of Tian et al., "Audio-Visual Event Localization in Unconstrained
 Videos", ECCV 2018. Network, losses and training, with its published protocol: batches of 64 that are not shuffled,
-learning rate 0.001, divided by 10 after every 15,000 steps (here at the end of that epoch).
+learning rate 0.001, divided by 10 after every 15,000 steps (here at the end of that epoch). Letters: see psp_model.py.
 
     python model/avel.py --setting fully --train
     python model/avel.py --setting weakly --trained_model_path model/AVEL_weakly.pt
-
-Shape letters as in psp_model.py.
 """
 import os
 import sys

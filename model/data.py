@@ -12,6 +12,7 @@ from psp_model import PAPER_THRESHOLD
 from utils import UserError
 
 PAPER_SEGMENTS = 10      # for which the paper's threshold was chosen
+LABELS = ("labels", *(f"order_{split}" for split in SPLITS))
 
 
 def given_files(args):
@@ -19,19 +20,17 @@ def given_files(args):
     return {name: getattr(args, option, None) for option, name in FILE_OPTIONS[args.setting].items()}
 
 
-def has_labels(data_dir, given=None):
-    """Whether a label or order file exists, or is given; else the folder holds features without labels."""
-    names = ["labels", *(f"order_{split}" for split in SPLITS)]
-    return any((given or {}).get(name) is not None for name in names) or any(
-        (Path(data_dir) / file_name).exists() for name in names for file_name in AVE_FILES[name].names)
+def has_labels(data_dir, given=None, names=LABELS):
+    """Whether one of these files is given, or exists; without any label and order file, there are features alone."""
+    return any((given or {}).get(name) is not None or (Path(data_dir) / file_name).exists()
+               for name in names for file_name in AVE_FILES[name].names)
 
 
 def scored_splits(data_dir, given=None):
     """What evaluation scores: val and test; without order files test alone or all rows; [None] without labels."""
     if not has_labels(data_dir, given):
         return [None]
-    train, val, test = ((given or {}).get(name) is not None or (Path(data_dir) / AVE_FILES[name].names[0]).exists()
-                        for name in ("order_train", "order_val", "order_test"))
+    train, val, test = (has_labels(data_dir, given, [f"order_{split}"]) for split in SPLITS)
     return ["test"] if test and not val else ["val", "test"] if train or val else ["all"]
 
 
@@ -56,9 +55,8 @@ def read_data(args, splits, device):
         in_chunk = visual.chunks[0] if visual.chunks else 1
     if features == "disk" and in_chunk > 4:
         path, new_path = files["visual"], files["visual"].with_suffix(".contiguous.h5")
-        print(f"note: {path}: its chunks hold {in_chunk} videos, so to read a video takes about {in_chunk} times as "
-              "long as from a contiguous file; write one: "
-              f"python -c \"import h5py; a = h5py.File('{path}')['avadataset']; "
+        print(f"note: {path}: its chunks hold {in_chunk} videos: a contiguous file is read about {in_chunk} times as "
+              f"fast; write one: python -c \"import h5py; a = h5py.File('{path}')['avadataset']; "
               f"b = h5py.File('{new_path}', 'x').create_dataset('avadataset', a.shape, a.dtype); "
               f"[b.__setitem__(slice(i, i + {in_chunk}), a[i:i + {in_chunk}]) for i in range(0, len(a), {in_chunk})]\"")
     rows = [row for dataset in data.values() for row in dataset.tensors["video"].tolist()]
@@ -68,11 +66,10 @@ def read_data(args, splits, device):
     if any(dataset.random_weights for dataset in data.values()):
         print(f"WARNING: the features in {args.data_dir} were made with --random_weights; results on them are "
               "meaningless", file=sys.stderr)
-    num_segments = next(iter(data.values())).sizes.num_segments
+    num_segments = data[splits[0]].sizes.num_segments
     if num_segments != PAPER_SEGMENTS and getattr(args, "threshold", None) == PAPER_THRESHOLD[args.setting]:
-        scaled = PAPER_THRESHOLD[args.setting] * PAPER_SEGMENTS / num_segments
-        print(f"note: these videos have {num_segments} segments; the paper's threshold, for {PAPER_SEGMENTS} "
-              f"segments, corresponds to --threshold {scaled:.3g}")
+        print(f"note: these videos have {num_segments} segments; the paper's threshold, for {PAPER_SEGMENTS}, "
+              f"corresponds to --threshold {args.threshold * PAPER_SEGMENTS / num_segments:.3g}")
     return data
 
 
@@ -95,9 +92,9 @@ def choose_place(features, needed, batch, device):
     return features, place
 
 
-CONTROL_GROUPS = {      # where the system says what a container, SLURM or systemd allows, of version 2 and 1
-    2: ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    1: ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+CONTROL_GROUPS = {      # of version 2 and 1: where the system says what a container, SLURM or systemd allows
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
 
 
 def main_memory(root=Path("/")):
@@ -111,11 +108,12 @@ def main_memory(root=Path("/")):
     except (OSError, KeyError):      # not Linux
         return math.inf, math.inf
     path = root / "proc/self/cgroup"
-    groups = [line.split(":", 2) for line in path.read_text().splitlines()] if path.exists() else []
-    for number, controllers, place in groups:
-        if number == "0" or "memory" in controllers.split(","):
-            base, limit, usage, inactive = CONTROL_GROUPS[2 if number == "0" else 1]
-            for folder in (root / base / place.lstrip("/"), *(root / base / place.lstrip("/")).parents):
+    for line in path.read_text().splitlines() if path.exists() else []:
+        _, controllers, place = line.split(":", 2)
+        for controller in CONTROL_GROUPS.keys() & controllers.split(","):
+            base, limit, usage, inactive = CONTROL_GROUPS[controller]
+            group = root / base / place.lstrip("/")
+            for folder in (group, *group.parents):
                 try:
                     limited, used = (int((folder / name).read_text()) for name in (limit, usage))
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

@@ -42,10 +42,8 @@ def main_options(description, model_name, setting=None):
     add("--nb_epoch", type=count, metavar="N", help="epochs (default: %(default)s)")
     add("--lr", type=bounded(float, 0), help="learning rate of Adam (default: %(default)s)")
     add("--check_epoch", type=count, default=5, metavar="N", help="evaluate every N epochs (default: %(default)s)")
-    add("--save_epoch", type=count, default=5, metavar="N",
-        help="save the state for --resume every N epochs (default: %(default)s)")
-    add("--seed", type=bounded(int, 0, 2**32 - 1), default=123,
-        help="seed of all random numbers (default: %(default)s)")
+    add("--save_epoch", type=count, default=5, metavar="N", help="save the state every N epochs (default: %(default)s)")
+    add("--seed", type=bounded(int, 0, 2**31), default=123, help="seed of all random numbers (default: %(default)s)")
     add("--runs", type=bounded(int, 1, 1000), default=1, metavar="N",
         help="train with the seeds SEED .. SEED+N-1 into OUTPUT_DIR/seed<i>; report mean, spread and interval")
     add("--resume", action="store_true", help="continue the stopped run in --output_dir; repeat its other options")
@@ -93,7 +91,7 @@ def psp_options(description, setting, threshold):
     parser = main_options(description, "PSP", setting)
     parser.for_training["threshold"] = threshold
     add = parser.add_argument_group("model").add_argument
-    add("--model_name", type=psp_alone, default="PSP", metavar="PSP", help="(default: %(default)s)")
+    add("--model_name", default="PSP", metavar="PSP", help="(default: %(default)s)")
     add("--threshold", type=bounded(float, 0, 1), metavar="TAU",
         help="similarities that are not above it become 0; 0 prunes nothing, 1 everything "
              f"(default: {threshold}, the paper's; in evaluation, the checkpoint's)")
@@ -109,20 +107,13 @@ def psp_options(description, setting, threshold):
     return parser
 
 
-def psp_alone(name):
-    """An argparse type."""
-    if name != "PSP":
-        raise argparse.ArgumentTypeError(f"{name[:40]!r} is not PSP; AVEL has a script of its own, model/avel.py")
-    return name
-
-
 def parse_options(parser):
     """The options; ends with one line if they conflict."""
     args = parser.parse_args()
     if args.train == (args.trained_model_path is not None):
         parser.error("give either --train, to train, or --trained_model_path FILE, to evaluate a checkpoint")
-    if args.seed + args.runs > 2**32:
-        parser.error("--seed and --runs go beyond the largest seed, 2^32 - 1")
+    if args.model_name != parser.get_default("model_name"):
+        parser.error("--model_name: this script has PSP alone; AVEL has a script of its own, model/avel.py")
     if args.save_predictions and args.train:
         parser.error("--save_predictions needs --trained_model_path: evaluate the checkpoint of the run")
     if args.train:
@@ -147,8 +138,7 @@ def group_options(group):
 
 def data_sizes(sizes):
     """The arguments of a network that the data decides."""
-    return dict(audio_dim=sizes.audio_dim, visual_dim=sizes.visual_dim, map_size=sizes.map_size,
-                num_classes=sizes.num_classes)
+    return {name: getattr(sizes, name) for name in ("audio_dim", "visual_dim", "map_size", "num_classes")}
 
 
 def chosen_args(args):
