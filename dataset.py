@@ -101,10 +101,10 @@ class AVEDataset(Dataset):
             labels[name] = labels[name].to(label_dtype)
         self.tensors = {name: value.to(self.device) for name, value in labels.items()} | on_disk
         if features == "memory":
-            for name, rows_of_files in on_disk.items():
-                self.tensors[name] = torch.empty(rows_of_files.shape, device=self.device,
-                                                 dtype=dtype if name == "visual" else label_dtype)
-                rows_of_files.read(torch.arange(len(self)), self.tensors[name], show_progress=True)
+            for name, stored in on_disk.items():
+                held = torch.empty(stored.shape, dtype=dtype if name == "visual" else label_dtype, device=self.device)
+                stored.read(torch.arange(len(held)), held, show_progress=True)
+                self.tensors[name] = held
 
     def __len__(self):
         return next(iter(self.tensors.values())).shape[0]
@@ -158,10 +158,9 @@ class FeatureRows:
 
         in_file_order = sorted(range(len(rows)), key=rows.__getitem__)
         with ThreadPoolExecutor(2) as readers:      # one reads while the other converts
-            for _ in progress_bar(iterable=readers.map(read_row, in_file_order), total=len(rows), unit="video",
-                                  desc=f"reading {next(iter(self._files.values()))}", leave=False, delay=1,
-                                  disable=not show_progress):
-                pass
+            list(progress_bar(iterable=readers.map(read_row, in_file_order), total=len(rows), unit="video",
+                              desc=f"reading {next(iter(self._files.values()))}", leave=False, delay=1,
+                              disable=not show_progress))
 
 
 def fingerprint(features, labels):
@@ -504,9 +503,8 @@ def read_order(files, name, num_rows):
         raise UserError(f"{path}: holds {order.dtype}; expected whole numbers, the {AVE_FILES[name].content}")
     if order.min() < 0 or order.max() >= num_rows:
         raise UserError(f"{path}: names rows {order.min()} to {order.max()}, but the labels have 0 to {num_rows - 1}")
-    repeated = len(order) - len(np.unique(order))
-    if repeated:
-        raise UserError(f"{path}: names {repeated} rows more than once; get the order files again")
+    if len(np.unique(order)) < len(order):
+        raise UserError(f"{path}: names rows more than once; get the order files again")
     return torch.from_numpy(order.astype(np.int64))
 
 

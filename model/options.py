@@ -26,9 +26,8 @@ UNRECORDED = {"setting", "model_name", "train", "trained_model_path", "resume", 
 def main_options(description, model_name, setting=None):
     """The parser of a training script; setting: the one whose files have an option each.
 
-    Options in its groups `training`, `loss` and `ablations` are refused in evaluation. Trainings that differ in an
-    option of `loss` have different losses, which figures/compare_runs.py does not draw.
-    parser.for_training: {option: its value in training if it is not given}.
+    Options in its groups `training`, `loss` and `ablations` are refused in evaluation; `loss` is for those that make
+    training losses incomparable. parser.for_training: {option: its value in training if it is not given}.
     """
     parser = OptionParser(description)
     parser.for_training = {"precision": "fp32"}
