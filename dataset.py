@@ -14,10 +14,11 @@ import math
 import os
 import re
 import zlib
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from itertools import chain, count, islice, pairwise
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +155,8 @@ class FeatureRows:
         def read_row(i):
             name, row = rows[i]
             block = read_finite_rows(self._files[name], self._opened[1][name], slice(row, row + 1))
-            out[i] = torch.from_numpy(block[0])
+            with torch.inference_mode(out.is_inference()):      # each thread has a mode of its own
+                out[i] = torch.from_numpy(block[0])
 
         in_file_order = sorted(range(len(rows)), key=rows.__getitem__)
         with ThreadPoolExecutor(2) as readers:      # one reads while the other converts
@@ -229,9 +231,13 @@ def load_batches(dataset, positions, device):
         return {name: value.to(device, non_blocking=True) for name, value in dataset[p].items()}
 
     with ThreadPoolExecutor(1) as reader:
-        submitted = (reader.submit(read, p) for p in positions)
-        for ready, _ in pairwise(chain(submitted, [None])):      # by then, the next one is submitted
-            yield ready.result()
+        coming = deque()
+        for p in positions:
+            coming.append(reader.submit(read, p))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        for last in coming:
+            yield last.result()
 
 
 def network_inputs(batch):
