@@ -453,9 +453,9 @@ def read_sizes(files):
     for name in FEATURES:
         axes = {"audio": 3, "visual": 5}.get(name, len(read_shape(files, name)))
         check_shape(files, name, [num_rows, num_segments] + [None] * (axes - 2))
-    height, width, visual_dim = read_shape(files, "visual")[2:]
+    *_, height, width, visual_dim = shape = read_shape(files, "visual")
     if visual_dim == 1 and height * width > MOST_CELLS:
-        raise UserError(f"{files['visual']}: has maps of {height * width} cells with one channel; expected "
+        raise UserError(f"{files['visual']}: has shape {shape}, {height * width} cells with one channel; expected "
                         f"{AVE_FILES['visual'].content}; {advice(files['visual'])}")
     return Sizes(num_rows, num_segments, read_shape(files, "audio")[2], (height, width), visual_dim,
                  num_classes if labelled else None)
