@@ -10,6 +10,7 @@ import re
 import sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def progress_bar(**options):
         options["disable"] = True
     elif sys.stderr.isatty():
         return tqdm(mininterval=0.5, **options)
-    return tqdm(mininterval=30, bar_format="{l_bar}{bar:20}{r_bar}\n", **options)
+    lines = SimpleNamespace(write=lambda text: print(text.strip("\r "), end="", file=sys.stderr), flush=lambda: None)
+    return tqdm(mininterval=30, file=lines, bar_format="{l_bar}{bar:20}{r_bar}\n", **options)
 
 
 # ------------------------------------------------------------------------------------------------------- options

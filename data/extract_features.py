@@ -31,8 +31,8 @@ from data.video import VideoError, log_mel_patches, natural_order, read_clip  # 
 from model.class_names import read_annotations  # noqa: E402
 from model.feature_networks import (VGG19_WEIGHTS, VGGISH_WEIGHTS, load_vgg19, load_vggish,  # noqa: E402
                                     random_networks)
-from utils import (OptionParser, UserError, add_overwrite_option, bounded, locked, one_line_errors,  # noqa: E402
-                   progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
+from utils import (OptionParser, UserError, add_overwrite_option, bounded, locked, one_line,  # noqa: E402
+                   one_line_errors, progress_bar, refuse_to_overwrite, set_up_device, write_atomically)
 
 SUFFIXES = ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 READERS = 2      # threads that read videos
@@ -48,7 +48,11 @@ def find_videos(place, annotations=None):
         raise UserError(f"--videos {place}: has no video files (names that end in {', '.join(SUFFIXES)})")
     if annotations is None:
         return [(path.name if path.name.isprintable() else ascii(path.name), path) for path in files]
-    by_id = {unicodedata.normalize("NFC", path.stem): path for path in files}      # the form of the annotations
+    by_id = {}
+    for path in files:
+        other = by_id.setdefault(unicodedata.normalize("NFC", path.stem), path)      # the form of the annotations
+        if other != path:
+            raise UserError(f"--videos: {other} and {path} are of one YouTube id; remove one")
     ids = {annotation.video_id for annotation in annotations}
     by_id |= files_by_part(ids - by_id.keys(), {name: path for name, path in by_id.items() if name not in ids})
     used = {by_id.get(video_id) for video_id in ids}
@@ -145,10 +149,13 @@ def stack(args, videos, outputs, kept):
             if path not in kept:
                 visual[row] = audio[row] = 0
                 continue
-            with np.load(kept[path]) as arrays:
-                visual[row], audio[row] = arrays["visual"], arrays["audio"]
-                for note in arrays["notes"]:
-                    print(f"{name}: {note}", file=sys.stderr)
+            try:
+                with np.load(kept[path]) as arrays:
+                    visual[row], audio[row], notes = arrays["visual"], arrays["audio"], arrays["notes"]
+            except Exception as error:      # a damaged file raises nearly any of them
+                raise UserError(f"{kept[path]}: is damaged ({one_line(error)}); delete it and start again") from error
+            for note in notes:
+                print(f"{name}: {note}", file=sys.stderr)
     write_atomically(names, "".join(f"{name}\n" for name, _ in videos))
     print(f"{', '.join(map(str, outputs))}: {len(videos)} rows")
 

@@ -47,10 +47,12 @@ def main():
         val = [100 * run["val"] for run in result["runs"]]
         cells = name, f"{np.mean(val):.1f} ± {np.std(val, ddof=1):.1f}", *result_cells(result, "test", found)
         print(f"| {' | '.join(cells)} |")
-    for option in sorted({option for result in results for option in result["options"]}):
-        values = [result["options"].get(option) for result in results]
+    described = [{**result["options"], "test_features": result.get("test_features"),
+                  "code": sorted({run.get("code", "unknown") for run in result["runs"]})} for result in results]
+    for name in sorted({name for one in described for name in one}):
+        values = [one.get(name) for one in described]
         if any(value != values[0] for value in values):
-            print(f"{option}: {' / '.join(map(str, values))}")
+            print(f"{name}: {' / '.join(map(str, values))}")
     note_few_seeds(min(len(result["runs"]) for result in results))
 
     panels = list(PANELS)

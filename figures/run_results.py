@@ -33,7 +33,8 @@ def read_log(path):
     best = result and (result.get("best") or result["best_validation"])      # its name in earlier logs
     header = records[0].get("run", {})
     training = {name: header.get(name) for name in ("setting", "model_name", "network_args", "data")}
-    training |= {**header.get("options", header.get("settings", {})), "seed": None}      # settings: in earlier logs
+    training |= {**header.get("options", header.get("settings", {})), "seed": None,      # settings: in earlier logs
+                 "code": header.get("versions", {}).get("code")}
     return Log(loss, val, test, best and best["epoch"], training)
 
 

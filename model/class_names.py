@@ -37,7 +37,7 @@ def read_annotations(path):
         fields = [" ".join(unicodedata.normalize("NFC", field).split()) for field in line.split("&")]
         if number == 1 and [field.lower().replace(" ", "") for field in fields] == ANNOTATION_HEADER:
             continue
-        times = [int(field) for field in fields[3:] if field.isdecimal()]
+        times = [int(field) for field in fields[3:] if field.isdecimal() and len(field) < 7]
         if len(fields) != 5 or not fields[0] or len(times) != 2 or times[0] > times[1]:
             raise UserError(f"{path}: line {number} is {line[:80]!r}; expected category&YouTube id&quality&start&end "
                             "with whole seconds, start not after end")
@@ -53,7 +53,7 @@ def read_lines(path):
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); it should be text in UTF-8") from error
 
 
 def class_names(annotations=None, num_classes=None):

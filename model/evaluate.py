@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import FEATURES, load_batches, network_inputs
+from dataset import FEATURES, fingerprint, load_batches, network_inputs
 from model.checkpoint import load_checkpoint, rebuild
 from model.class_names import class_names, match_classes, names_and_ids
 from model.data import given_files, read_data, scored_splits
@@ -60,6 +60,8 @@ def evaluate_checkpoint(args, network_class, script):
     path, output = args.trained_model_path, args.save_predictions
     if output and output.exists() and not (output.is_file() and output.read_bytes()[:14] in (b"", b'{"label_names"')):
         raise UserError(f"--save_predictions {output}: exists already, and holds no predictions; choose another name")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = load_checkpoint(path, args.setting)
     if args.model_name != checkpoint["model_name"]:
         raise UserError(f"{path}: is a checkpoint of {checkpoint['model_name']}, not of {args.model_name}; "
@@ -92,6 +94,9 @@ def evaluate_checkpoint(args, network_class, script):
     note = pruning_note(next(iter(results.values())).kept_pairs, checkpoint["network_args"].get("threshold"))
     if note:
         print(note)
+    before = checkpoint.get("val_accuracy")
+    if "val" in results and before is not None and abs(results["val"].accuracy - before) > 0.01:
+        print(f"note: in its training, the accuracy on val was {percent(before)}")
     if None in results:
         print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
         print_found_classes(results[None], names)
@@ -168,7 +173,6 @@ def save_predictions(path, results, names, ids):
               for split, result in results.items()
               for row, labels, probabilities in zip(result.video, result.predicted, result.probability)]
     lines = ",\n".join("  " + json.dumps(video) for video in videos)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.resolve(), f'{{"label_names": {json.dumps(names)},\n "videos": [\n{lines}\n]}}\n')
     print(f"predictions of {len(videos)} videos: {path}")
 
@@ -176,21 +180,24 @@ def save_predictions(path, results, names, ids):
 # -------------------------------------------------------------------------------------------- several seeds
 
 def train_seeds(args, train, data, device):
-    """Calls train(args, data, device) once or, with --runs, for each seed with a folder of its own, and reports all.
-
-    Keeps other runs out of the folder, by a lock on an empty file.
-    """
+    """Calls train(args, data, device) once or, with --runs, for each seed with a folder of its own, and reports all."""
     first, results = rank_and_world_size()[0] == 0, []
     name = f"{args.model_name}_{args.setting}"
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(args.output_dir / f"{name}.lock") if first else nullcontext():
+
+    def lock(folder):
+        """Keeps other runs out of a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return locked(folder / f"{name}.lock") if first else nullcontext()
+
+    with lock(args.output_dir):
         if args.runs == 1:
             train(args, data, device)
             return
         for seed in range(args.seed, args.seed + args.runs):
             print(f"seed {seed}:")
             own = {"seed": seed, "output_dir": args.output_dir / f"seed{seed}"}
-            results.append(train(argparse.Namespace(**{**vars(args), **own}), data, device))
+            with lock(own["output_dir"]):
+                results.append(train(argparse.Namespace(**{**vars(args), **own}), data, device))
         if first:
             report_runs(args.output_dir / f"{name}_runs.json", args, results, data["test"])
 
@@ -204,10 +211,11 @@ def report_runs(path, args, rows, test_set):
     back_up([path])
     options = {name: value for name, value in sorted(vars(args).items())
                if name != "resume" and not isinstance(value, Path)}      # results tell nothing of the user's folders
+    labels = {name: test_set.tensors[name].cpu() for name in ("labels", "video")}
     content = {"options": options, "summary": summary, "segments": test_set.sizes.num_segments,
                "revisions": sorted({row["revision"] for row in rows}),
                "processors": sorted({row["processor"] for row in rows}),
-               "test_fingerprint": test_set.fingerprint, "runs": rows}
+               "test_fingerprint": fingerprint({}, labels), "test_features": test_set.fingerprint, "runs": rows}
     write_atomically(path, json.dumps(content, default=str) + "\n")
     print("seed   best epoch     val    test   test, last epoch")
     for row in rows:

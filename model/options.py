@@ -122,9 +122,9 @@ def parse_options(parser):
     else:
         given = {argument.partition("=")[0] for argument in sys.argv[1:]}
         for group in (parser.training, parser.loss, parser.ablations):
-            for name in group_options(group):
-                if f"--{name}" in given:
-                    parser.error(f"--{name} needs --train; evaluation takes all but the data from the checkpoint")
+            for action in group._group_actions:
+                for option in given.intersection(action.option_strings):
+                    parser.error(f"{option} needs --train; evaluation takes all but the data from the checkpoint")
     return args
 
 

@@ -52,8 +52,8 @@ class _Parameter(Inert):
 
 
 _TENSORS = {"torch._utils._rebuild_tensor_v2": _Tensor, "torch._utils._rebuild_parameter": _Parameter}
-_INERT = ("fully_model.", "weakly_model.", "torch.nn.", "numpy.", "argparse.", "pathlib.",      # beginnings of names
-          "torch.Size", "torch.device", "collections.OrderedDict", "__builtin__.set", "_codecs.encode")
+_INERT_NAMES = {"torch.Size", "torch.device", "collections.OrderedDict", "__builtin__.set", "_codecs.encode"}
+_INERT_MODULES = ("fully_model.", "weakly_model.", "torch.nn.", "numpy.", "argparse.", "pathlib.")
 
 
 class _NotRunError(pickle.UnpicklingError):
@@ -71,7 +71,7 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         full_name = f"{module}.{name}"
-        if full_name.startswith(_INERT):
+        if full_name in _INERT_NAMES or full_name.startswith(_INERT_MODULES):
             return Inert
         if full_name in _TENSORS:
             return _TENSORS[full_name]

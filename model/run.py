@@ -20,8 +20,9 @@ from model.checkpoint import read_content, save_tensors
 from model.metrics import percent, pruning_note
 from utils import ROOT, UserError, back_up, progress_bar, rank_and_world_size, write_atomically
 
-KEPT = ("checks", "best", "best_test", "last")      # attributes in the state file
-RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs"}      # in the log
+KEPT = ("checks", "best", "best_test", "last", "custom_score")      # attributes in the state file
+RESERVED = {"epoch", "loss", "losses", "lr", "score", "val_accuracy", "test_accuracy", "kept_pairs",
+            "weights", "assumed"}      # in the log or the checkpoint
 
 
 class Run:
@@ -46,6 +47,7 @@ class Run:
         self.parts = dict(weights=network, optimizer=optimizer, schedule=schedule, **others)
         self.start = self.saved = self.checks = 0
         self.best = self.best_test = self.last = None
+        self.custom_score = False
         self.device = next(network.parameters()).device
         self.added, self.losses, self.lr = {}, [], None
         optimizer.register_step_post_hook(self._note_rate)
@@ -77,7 +79,8 @@ class Run:
     def _continue(self):
         state = read_content(self.state_path, remedy="start again without --resume")
         needed = {"random", "header", *KEPT, *self.parts}
-        if not needed <= state.keys() or not self.header.keys() <= state["header"].keys():
+        known = isinstance(state, dict) and needed <= state.keys()
+        if not known or not self.header.keys() <= state["header"].keys():
             raise UserError(f"{self.state_path}: is not the state of a run of this code; start again without --resume")
         before, now = ({**header["data"], **header["network_args"], **header["options"],
                         **{f"class {number}": name for number, name in enumerate(header["class_names"])}}
@@ -87,11 +90,13 @@ class Run:
         if changed:
             raise UserError(f"--resume: the run in {self.args.output_dir} is another one ({', '.join(changed)}); "
                             "repeat its command, or choose another --output_dir")
-        versions = self.header["versions"]
+        now = {**self.header["versions"], "processor": self.header["processor"]}
         self.header |= state["header"]      # in place: the main script puts it into the checkpoint
-        if self.header["versions"] != versions:
-            print("note: the code or a library has changed since the run began; its log has both versions")
-            self.header["resumed_with"] = versions
+        before = {**self.header["versions"], "processor": self.header["processor"]}
+        if now != before:
+            print(f"note: since the run began, {', '.join(name for name in now if now[name] != before[name])} changed; "
+                  "its log has both")
+            self.header["resumed_with"] = now
         log = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         lines = state["epochs"] + 1      # of the log: the header, and one for each epoch
         if len(log) < lines or (state["best"] and not self.checkpoint_path.exists()):
@@ -135,7 +140,7 @@ class Run:
             if name in RESERVED or name in self.header:
                 raise ValueError(f"run.add: a part of the loss cannot be named {name!r}; the log has another one")
         for name, value in {"loss": loss, **parts}.items():
-            self.added.setdefault(name, []).append(torch.as_tensor(value).detach())
+            self.added.setdefault(name, []).append(torch.as_tensor(value).detach().clone())
         self.bar.update()
 
     def end_steps(self, epoch):
@@ -161,6 +166,7 @@ class Run:
         if record["score"] is not None and math.isnan(record["score"]):
             raise UserError(f"the score of epoch {record['epoch']} is NaN; give a number, or None if there is none")
         self.checks += 1
+        self.custom_score = self.custom_score or record["score"] != record["val_accuracy"]
         if kept:
             self.best = {"record": record, "correct": test.correct_segments}
         if self.best_test is None or test.accuracy > self.best_test["record"]["test_accuracy"]:
@@ -191,7 +197,7 @@ class Run:
             return None
         best, best_test = self.best["record"], self.best_test["record"]
         self._log({"result": {"best": best, "best_test": best_test, "last": self.last, "checks": self.checks}})
-        if best["score"] == best["val_accuracy"]:
+        if not self.custom_score:
             print(f"best validation accuracy: {percent(best['val_accuracy'])} (epoch {best['epoch']})")
             print(f"test accuracy at the best validation epoch: {percent(best['test_accuracy'])}")
         else:
@@ -202,7 +208,8 @@ class Run:
               f"{percent(best_test['test_accuracy'])} (epoch {best_test['epoch']}; chosen on the test set, "
               "as the released code does, so it is too high)")
         print(f"checkpoint: {self.checkpoint_path}   log: {self.log_path}")
-        return {"seed": self.args.seed, "revision": self.header["versions"]["git"] or "unknown",
+        versions = self.header["versions"]
+        return {"seed": self.args.seed, "revision": versions["git"] or "unknown", "code": versions["code"],
                 "processor": self.header["processor"], "best_epoch": best["epoch"], "score": best["score"],
                 "val": best["val_accuracy"], "test": best["test_accuracy"], "last_test": self.last["test_accuracy"],
                 "best_test": best_test["test_accuracy"], "checks": self.checks,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All measurements on a GPU, the most important first, within about 15 minutes:  bash tests/gpu.sh [DATA_DIR]
-# DATA_DIR is made if it does not exist: a synthetic set of full size, 4.4 GB. Stop it at any time.
+# DATA_DIR is made if it does not exist: a synthetic set of full size, 2.2 GB. Stop it at any time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-data/full16}

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from conftest import MAIN, ROOT, SHORT, evaluate_run, read, read_log, rewrite
+from fully_supervised_main import options
 from model.checkpoint import load_checkpoint
+from model.options import parse_options
 from model.run import code_checksum
 from psp_model import PUBLISHED, PSPNetwork
 from utils import InPrecision
@@ -67,6 +69,26 @@ def test_a_score_of_none_never_beats_a_number(edited, tmp_path, scores, chosen):
     edited((SCORE, f"score = {scores}[epoch] "))
     assert load_checkpoint(tmp_path / "PSP_fully.pt")["epoch"] == chosen
     assert read_log(tmp_path, "fully")[2]["best"]["epoch"] == chosen
+
+
+def test_a_part_of_the_loss_is_logged_as_it_was_in_its_step(edited, tmp_path):
+    edited(("run.add(loss)", "total = total + 1 if 'total' in locals() else 0 * loss.detach()\n"
+            "                run.add(loss, total=total)\n                total += 1"))
+    assert [epoch["total"] for epoch in read_log(tmp_path, "fully")[1]] == [1, 5, 9, 13]      # 0 2 4 6 8 10 12 14
+
+
+def test_a_score_that_is_the_accuracy_at_times_is_not_reported_as_the_best_accuracy(edited):
+    out = edited((SCORE, "score = val.accuracy if epoch > 2 else None "))
+    assert "best score: " in out and "best validation accuracy" not in out
+
+
+def test_an_option_with_a_dash_is_refused_in_evaluation(monkeypatch, capsys):
+    parser = options()
+    parser.loss.add_argument("--bidir-weight", type=float, default=1)
+    monkeypatch.setattr(sys, "argv", ["edited.py", "--trained_model_path", "PSP_fully.pt", "--bidir-weight=2"])
+    with pytest.raises(SystemExit):
+        parse_options(parser)
+    assert "--bidir-weight needs --train" in capsys.readouterr().err
 
 
 def test_parts_of_the_loss_and_the_rate_of_the_last_step_are_logged(edited, tmp_path):

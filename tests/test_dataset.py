@@ -155,7 +155,7 @@ BROKEN = {
                     "has no HDF5 dataset of numbers 'avadataset', but data"),
     "text": (*in_file("audio_feature.h5", lambda a: np.array([b"a"])), "no HDF5 dataset of numbers"),
     "axes": (*in_file("visual_feature.h5", lambda a: a[..., 0]), r"must have shape \(40, 6, >0, >0, >0\)"),
-    "one channel": (*in_file("visual_feature.h5", lambda a: np.ones((40, 6, 32, 32, 1))), r"32, 1\), 1024 cells with one"),
+    "one channel": (*in_file("visual_feature.h5", lambda a: np.ones((40, 6, 32, 32, 1))), r"1\), 1024 cells with one"),
     "fewer videos": (*in_file("audio_feature.h5", lambda a: a[:-1]), r"must have shape \(40, 6, >0\)"),
     "share of others": (*in_file("prob_label.h5", lambda a: a[:, :-1]), r"must have shape \(40, 5\)"),
     "no background videos": (*in_file("labels_noisy.h5", lambda a: a[:0]), r"must have shape \(>0, 5\)"),

@@ -153,6 +153,14 @@ def test_all_videos_are_not_scored_if_some_were_for_training(evaluate, data_fold
     assert "test_order.h5: missing" in evaluate("--data_dir", data_folder, code=2).stderr
 
 
+def test_another_accuracy_than_in_training_is_noted(trained, tiny_folder, tmp_path):
+    setting, folder, _ = trained
+    assert "in its training" not in evaluate_run(folder, setting, tiny_folder).stdout
+    checkpoint = torch.load(folder / f"PSP_{setting}.pt", weights_only=True)
+    torch.save({**checkpoint, "val_accuracy": 0.123}, tmp_path / f"PSP_{setting}.pt")
+    assert "in its training, the accuracy on val was 12.30 %" in evaluate_run(tmp_path, setting, tiny_folder).stdout
+
+
 def test_what_is_assumed_of_weights_alone_is_said(trained, tiny_folder, tmp_path):
     setting, folder, _ = trained
     weights = torch.load(folder / f"PSP_{setting}.pt", weights_only=True)["weights"]

@@ -1,5 +1,6 @@
 """Results do not depend on where features lie or on the number of processes; memory, precision and the surroundings."""
 import io
+import re
 import subprocess
 import sys
 from functools import partial
@@ -167,7 +168,9 @@ def test_pruning_of_nearly_no_or_nearly_all_pairs_is_noted_once_unless_asked_for
 
 
 def test_progress_comes_in_lines_where_there_is_no_terminal(train):
-    assert "0/8" in train("fully").stderr.split("\n")[0]
+    done = train("fully")
+    assert "0/8" in done.stderr.splitlines()[0] and "\r" not in done.stderr + done.stdout
+    assert re.search("^epoch 3: loss", done.stdout, re.MULTILINE)
 
 
 def test_a_terminal_without_a_character_ends_no_run(monkeypatch):

@@ -201,9 +201,9 @@ def test_a_log_with_a_line_cut_short_is_whole_after_resuming(finished, trained):
 
 def test_resuming_with_another_version_of_a_library_is_noted(finished):
     setting, folder, resume = finished
-    assert "has changed since the run began" not in resume().stdout
+    assert "since the run began" not in resume().stdout
     change_state(folder, setting, lambda state: state["header"]["versions"].update(torch="0.4"))
-    assert "has changed since the run began" in resume().stdout
+    assert "since the run began, torch changed" in resume().stdout
     versions = read_log(folder, setting)[0]
     assert versions["versions"]["torch"] == "0.4" and versions["resumed_with"]["torch"] == torch.__version__
 
@@ -263,14 +263,15 @@ def test_files_of_an_earlier_run_are_kept_under_a_number(train, tmp_path):
         "PSP_fully_state.2.pt", "PSP_fully_state.pt"]
 
 
-@pytest.mark.parametrize("options", [(), ("--resume",), ("--runs", 2)])
-def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, tmp_path, options):
+@pytest.mark.parametrize("folder, options", [
+    ("", ()), ("", ("--resume",)), ("", ("--runs", 2)), ("seed123", ("--runs", 2))])
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(train, tmp_path, folder, options):
     train("fully", "--nb_epoch", 1, *options)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with open(next(tmp_path.glob("*.lock"))) as other:      # a lock belongs to an open file, not to a process
+    with open(tmp_path / folder / "PSP_fully.lock") as other:      # a lock belongs to an open file, not to a process
         fcntl.flock(other, fcntl.LOCK_EX)
         error = train("fully", "--nb_epoch", 1, *options, code=2).stderr
-    assert f"{tmp_path}: another run is writing there" in error and error.count("\n") == 1
+    assert f"{tmp_path / folder}: another run is writing there" in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
