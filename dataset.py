@@ -6,8 +6,7 @@
     train[0]["visual"]        # [T, h, w, Dv] of one video
     train[[3, 1, 2]]          # a batch of three videos: each value has a leading batch axis
 
-Nothing here depends on the network or on the sizes of AVE: videos, segments, map size, feature widths and the number
-of classes are read from the files. The last class is background.
+Nothing here depends on the network; all sizes are read from the files. The last class is background.
 """
 import errno
 import math
@@ -236,8 +235,7 @@ def load_batches(dataset, positions, device):
             coming.append(reader.submit(read, p))
             if len(coming) > 1:
                 yield coming.popleft().result()
-        for last in coming:
-            yield last.result()
+        yield from (last.result() for last in coming)
 
 
 def network_inputs(batch):
@@ -309,8 +307,7 @@ def find_files(data_dir, names, given=None):
     if missing:
         raise UserError("\n".join([
             "data files not found:", *missing, "Put them there, or name another folder with --data_dir.",
-            "No features yet? `python data/synthetic.py --output_dir data/synthetic` writes a synthetic set of all "
-            "files;\nthen use `--data_dir data/synthetic`."]))
+            "No features yet? `python data/synthetic.py --output_dir data/synthetic` writes a set for --data_dir."]))
     return found
 
 
