@@ -94,9 +94,9 @@ def evaluate_checkpoint(args, network_class, script):
     note = pruning_note(next(iter(results.values())).kept_pairs, checkpoint["network_args"].get("threshold"))
     if note:
         print(note)
-    before = checkpoint.get("val_accuracy")
-    if "val" in results and before is not None and abs(results["val"].accuracy - before) > 0.01:
-        print(f"note: in its training, the accuracy on val was {percent(before)}")
+    trained = checkpoint.get("val_accuracy")
+    if "val" in results and trained is not None and abs(results["val"].accuracy - trained) > 0.01:
+        print(f"note: in its training, the accuracy on val was {percent(trained)}")
     if None in results:
         print(f"{args.data_dir}: no label or order files, so its {len(data[None])} videos are labelled and not scored")
         print_found_classes(results[None], names)

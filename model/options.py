@@ -1,5 +1,4 @@
 """The options that the training scripts share, and what a run records of them."""
-import argparse
 import sys
 from pathlib import Path
 

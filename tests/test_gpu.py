@@ -1,11 +1,12 @@
 """Every path that a GPU takes, on a pretended one: the same bits from all places of the features, and no waits."""
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from conftest import MAIN, QUIRKS, SHORT, accuracy_line, assert_same_run, evaluate_run, read_log
+from conftest import MAIN, QUIRKS, SHORT, accuracy_line, assert_same_run, evaluate_run, read_log, rewrite
 from model.feature_networks import convolutions
 from pretended_gpu import pretended_gpu
 
@@ -73,18 +74,20 @@ def test_a_stopped_run_continues_with_the_random_numbers_of_the_gpu(gpu_train, t
 
 
 @pytest.mark.parametrize("setting, features", [("fully", "memory"), ("weakly", "auto")])
-def test_many_steps_wait_for_the_gpu_as_often_as_few(gpu_train, tmp_path, setting, features):
-    options = ("--features", features, "--log_steps", "--nb_epoch", 1)
+def test_ten_times_the_steps_wait_for_the_gpu_as_often(gpu_train, tmp_path, setting, features):
+    rewrite(tmp_path / "order.h5", np.arange(30), "order")
+    options = ("--dir_order_train", tmp_path / "order.h5", "--features", features, "--log_steps", "--nb_epoch", 1)
     options += ("--background_videos", "off") if setting == "weakly" else ("--quirks", "stale_avps")
-    few, many = (gpu_train(setting, *options, "--batch_size", size)[0] for size in (12, 2))
-    assert len(read_log(tmp_path, setting)[1][0]["losses"]) == 12 and few == many and few
+    few, many = (gpu_train(setting, *options, "--batch_size", size)[0] for size in (10, 1))
+    assert len(read_log(tmp_path, setting)[1][0]["losses"]) == 30 and few == many and few
 
 
 @pytest.mark.parametrize("setting", MAIN)
-def test_avel_trains_and_evaluates(quick_script, tiny_folder, tmp_path, setting):
+def test_avel_trains_resumes_and_evaluates(quick_script, tiny_folder, tmp_path, setting):
     with pretended_gpu():
         options = ("model/avel.py", "--setting", setting, "--data_dir", tiny_folder, "--output_dir", tmp_path)
         quick_script(*options, *SHORT, "--nb_epoch", 1)
+        assert "with epoch 1" in quick_script(*options, *SHORT, "--nb_epoch", 1, "--resume").stdout
         out = quick_script(*options, "--trained_model_path", tmp_path / f"AVEL_{setting}.pt").stdout
     assert accuracy_line(tmp_path, setting, "AVEL") in out
 
@@ -103,7 +106,8 @@ def test_files_of_the_gpu_are_used_on_the_cpu_and_back(gpu_train, train, tmp_pat
 
 def test_a_run_on_the_cpu_leaves_the_gpu_alone(train, tiny_folder, tmp_path):
     with pretended_gpu() as gpu:
-        train("fully", "--nb_epoch", 1, "--device", "cpu")
+        for more in ((), ("--resume",)):
+            train("fully", "--nb_epoch", 1, "--device", "cpu", *more)
         evaluate_run(tmp_path, "fully", tiny_folder, "--device", "cpu")
     assert not gpu.touched
 
